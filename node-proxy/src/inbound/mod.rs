@@ -1,0 +1,31 @@
+//! Connections that come into an enrolled pod: authenticated → permit → forward.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::connect::Source;
+use crate::enrol::LocalPod;
+use crate::identity::VerifiedPeer;
+
+/// How the client is known.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// By its certificate.
+    Verified(VerifiedPeer),
+    /// A pod of this node, by its network namespace.
+    Local(weft_proto::identity::SpiffeId),
+    /// Plaintext from outside the mesh (PERMISSIVE, probes).
+    Anonymous,
+}
+
+/// A connection towards an application of this node, before policy.
+#[derive(Clone)]
+pub struct Incoming {
+    pub pod: Arc<LocalPod>,
+    pub port: u16,
+    pub peer: Peer,
+    /// The client pod's own address, which the application will see.
+    pub client: SocketAddr,
+    /// The local pod that connects, when it is one.
+    pub local_source: Option<Source>,
+}

@@ -1,0 +1,26 @@
+//! The node proxy. One process serves every enrolled pod of a node.
+//!
+//! How a connection walks: `enrol` opens the sockets in a pod's namespace → `outbound` (accepted → original
+//! destination → source → target) → `l7::outbound` or plain TCP → `balance` picks an endpoint → `connect` reaches it
+//! through a `tunnel` → `inbound` on the other node (authenticated → permit → forward).
+//! How configuration walks: `discovery` → `snapshot` → `enrol` and the kernel's maps.
+//! `route`, `balance`, `policy` decide; they do no I/O and read no clock.
+
+pub mod admin;
+pub mod balance;
+pub mod connect;
+pub mod discovery;
+pub mod drain;
+pub mod enrol;
+pub mod identity;
+pub mod inbound;
+pub mod l7;
+pub mod node;
+pub mod outbound;
+pub mod policy;
+pub mod route;
+pub mod settings;
+pub mod snapshot;
+pub mod socket;
+pub mod telemetry;
+pub mod tunnel;

@@ -1,0 +1,14 @@
+//! The edge between the control plane and the nodes.
+//!
+//! [`v1`] is the generated gRPC API. It stops here: [`model`] holds the validated types that both sides work with,
+//! and `convert` is the only way from one to the other. What is invalid does not get past this crate.
+//! Start reading at [`model`].
+
+pub mod identity;
+pub mod model;
+
+/// Generated from `weft/v1/*.proto`. Never used outside the edge modules of node and control plane.
+#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
+pub mod v1 {
+    tonic::include_proto!("weft.v1");
+}
