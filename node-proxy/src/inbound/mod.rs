@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
+
 use crate::connect::Source;
 use crate::enrol::LocalPod;
 use crate::identity::VerifiedPeer;
+use crate::node::Node;
 
 /// How the client is known.
 #[derive(Debug, Clone)]
@@ -28,4 +31,14 @@ pub struct Incoming {
     pub client: SocketAddr,
     /// The local pod that connects, when it is one.
     pub local_source: Option<Source>,
+}
+
+/// Accepts the steered connections of `:15006`, until `pod.released` or `node.drain.draining`.
+pub async fn run_plaintext(_node: Arc<Node>, _pod: Arc<LocalPod>, _listener: TcpListener) {
+    todo!()
+}
+
+/// Accepts tunnels at `:15008`, until `pod.released` or `node.drain.draining`.
+pub async fn run_tunnel(_node: Arc<Node>, _pod: Arc<LocalPod>, _listener: TcpListener) {
+    todo!()
 }

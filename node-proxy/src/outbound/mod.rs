@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use weft_proto::model::{ServicePort, Workload};
 
+use crate::enrol::LocalPod;
+use crate::node::Node;
 use crate::snapshot::ServiceEntry;
 
 /// What an original destination is in the mesh.
@@ -16,4 +19,9 @@ pub enum Target {
     Workload { workload: Arc<Workload>, address: SocketAddr },
     /// Nothing that the mesh knows.
     External { address: SocketAddr },
+}
+
+/// Accepts what a pod's application connects to, until `pod.released` or `node.drain.draining`.
+pub async fn run(_node: Arc<Node>, _pod: Arc<LocalPod>, _listener: TcpListener) {
+    todo!()
 }
