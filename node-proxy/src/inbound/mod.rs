@@ -25,6 +25,9 @@ pub enum Peer {
 #[derive(Clone)]
 pub struct Incoming {
     pub pod: Arc<LocalPod>,
+    /// The pod's own address and the port that the client wants.
+    pub address: SocketAddr,
+    /// The port of `address`.
     pub port: u16,
     pub peer: Peer,
     /// The client pod's own address, which the application will see.

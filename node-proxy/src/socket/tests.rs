@@ -1,0 +1,111 @@
+//! What sockets promise. The namespace tests need root, as the whole kernel side does.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+/// The namespace of the test process itself.
+fn own() -> Netns {
+    let fd = OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap());
+    Netns { fd, cookie: 0 }
+}
+
+/// A fresh namespace with nothing in it; it goes away with its last descriptor, so nothing has to be removed.
+fn fresh() -> Netns {
+    let fd = std::thread::spawn(|| {
+        // SAFETY: unshare of the network namespace changes only this thread, which ends right after.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root");
+        OwnedFd::from(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
+    })
+    .join()
+    .unwrap();
+    Netns { fd, cookie: 0 }
+}
+
+fn here() -> std::path::PathBuf {
+    std::fs::read_link("/proc/thread-self/ns/net").unwrap()
+}
+
+#[test]
+fn the_thread_is_inside_during_the_call_and_home_after_it() {
+    let netns = fresh();
+    let home = here();
+    let inside = in_netns(netns.fd.as_fd(), || Ok(here())).unwrap();
+    assert_ne!(inside, home);
+    assert_eq!(here(), home);
+    let failed: io::Result<()> = in_netns(netns.fd.as_fd(), || Err(ErrorKind::Other.into()));
+    assert!(failed.is_err());
+    assert_eq!(here(), home, "also after an error");
+    let panicked =
+        std::panic::catch_unwind(|| in_netns(netns.fd.as_fd(), || -> io::Result<()> { panic!("x") }));
+    assert!(panicked.is_err());
+    assert_eq!(here(), home, "also after a panic");
+}
+
+#[tokio::test]
+async fn a_listener_lives_in_the_namespace_that_was_named() {
+    let (one, two) = (fresh(), fresh());
+    // The same address and port twice: possible only in two namespaces.
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, OUTBOUND_PORT));
+    let _first = listen(&one, address).unwrap();
+    let _second = listen(&two, address).unwrap();
+    assert_eq!(listen(&one, address).unwrap_err().kind(), ErrorKind::AddrInUse);
+    assert_eq!(listen_dual(&fresh(), TUNNEL_PORT).unwrap().len(), 2, "IPv4 and IPv6");
+}
+
+#[tokio::test]
+async fn the_port_is_known_before_the_connection_is_made() {
+    let netns = own();
+    let listener = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let bound = bind(&netns, to.ip(), to).unwrap();
+    let promised = bound.local_addr();
+    let (client, accepted) =
+        tokio::join!(bound.connect(to, Duration::from_secs(5)), async { listener.accept().await.unwrap() });
+    assert_eq!(client.unwrap().local_addr().unwrap(), promised);
+    assert_eq!(accepted.1, promised);
+}
+
+#[tokio::test]
+async fn the_source_address_is_the_one_asked_for() {
+    let netns = own();
+    let listener = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let from: IpAddr = "127.0.0.77".parse().unwrap();
+    let client = connect_from(&netns, Some(from), to, Use::Tunnel, Duration::from_secs(5)).await.unwrap();
+    assert_eq!(client.local_addr().unwrap().ip(), from);
+    assert!(client.nodelay().unwrap());
+}
+
+#[tokio::test]
+async fn nobody_listening_is_refused() {
+    let netns = own();
+    let to = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+    let error = connect_from(&netns, None, to, Use::Plain, Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn an_address_without_a_route_fails_at_once() {
+    // A fresh namespace has no route at all.
+    let to = "192.0.2.1:80".parse().unwrap();
+    let error = connect_from(&fresh(), None, to, Use::Plain, Duration::from_secs(5)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NetworkUnreachable);
+}
+
+#[tokio::test]
+async fn reset_on_close_is_seen_as_a_reset() {
+    let netns = own();
+    let listener = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let mut client = connect_from(&netns, None, to, Use::Plain, Duration::from_secs(5)).await.unwrap();
+    let (mut accepted, _) = listener.accept().await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    accepted.read_exact(&mut [0]).await.unwrap();
+    reset_on_close(&accepted);
+    drop(accepted);
+    assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
