@@ -22,5 +22,6 @@ pub mod route;
 pub mod settings;
 pub mod snapshot;
 pub mod socket;
+pub mod status;
 pub mod telemetry;
 pub mod tunnel;

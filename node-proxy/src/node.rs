@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::balance::Balancers;
+use crate::discovery::ControlStatus;
 use crate::drain::Drain;
 use crate::enrol::Pods;
 use crate::identity::Identities;
@@ -14,12 +17,14 @@ use crate::tunnel::Pool;
 /// Shared by reference; everything in it is safe to use from any task.
 pub struct Node {
     pub settings: Settings,
-    pub snapshot: SnapshotHandle,
-    pub identities: Identities,
+    pub snapshot: Arc<SnapshotHandle>,
+    pub identities: Arc<Identities>,
     pub pods: Pods,
     pub tunnels: Pool,
     pub balancers: Balancers,
     pub telemetry: Telemetry,
     pub kernel: Arc<weft_ebpf::Kernel>,
     pub drain: Drain,
+    /// How things stand with the control plane.
+    pub control: Arc<watch::Sender<ControlStatus>>,
 }

@@ -1,6 +1,14 @@
 //! The enrolled pods of this node: finding their namespaces, opening the proxy's sockets inside, programming the kernel.
+//!
+//! `cgroup` finds a pod's process, `netns` opens its namespace, [`enroller`] compares what should be with what is, and
+//! [`run`] does so whenever the snapshot changes and as long as something is missing.
 
-use std::collections::HashMap;
+mod cgroup;
+mod enroller;
+mod netns;
+mod run;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,12 +16,9 @@ use tokio_util::sync::CancellationToken;
 use weft_proto::identity::{PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
-/// A network namespace, held open.
-#[derive(Debug)]
-pub struct Netns {
-    pub fd: std::os::fd::OwnedFd,
-    pub cookie: u64,
-}
+pub use enroller::{Enroller, Listeners, Start, Steering};
+pub use netns::Netns;
+pub use run::{Passes, run};
 
 /// An enrolled pod of this node.
 pub struct LocalPod {
@@ -22,6 +27,8 @@ pub struct LocalPod {
     pub netns: Netns,
     /// The latest that the control plane said about it.
     pub workload: ArcSwap<Workload>,
+    /// The pod was told to end: its tunnels say GOAWAY. All else goes on until it is gone.
+    pub ending: CancellationToken,
     /// The pod left the mesh or is gone: its listeners close. Live connections of a relabelled pod finish.
     pub released: CancellationToken,
     /// The pod is gone: its live connections end with `PodGone`.
@@ -35,6 +42,7 @@ impl LocalPod {
             identity,
             netns,
             workload: ArcSwap::new(workload),
+            ending: CancellationToken::new(),
             released: CancellationToken::new(),
             gone: CancellationToken::new(),
         }
@@ -45,6 +53,8 @@ impl LocalPod {
 #[derive(Default)]
 pub struct Pods {
     by_uid: ArcSwap<HashMap<PodUid, Arc<LocalPod>>>,
+    /// Enrolled pods that cannot be set up, and why: for status.
+    failures: ArcSwap<BTreeMap<PodUid, String>>,
 }
 
 impl Pods {
@@ -53,6 +63,9 @@ impl Pods {
     }
     pub fn all(&self) -> Vec<Arc<LocalPod>> {
         self.by_uid.load().values().cloned().collect()
+    }
+    pub fn failures(&self) -> Arc<BTreeMap<PodUid, String>> {
+        self.failures.load_full()
     }
     pub fn insert(&self, pod: &Arc<LocalPod>) {
         self.by_uid.rcu(|pods| {

@@ -1,0 +1,406 @@
+//! One pass over this node's pods: what should be enrolled against what is. A pod that fails is reported and tried
+//! again; it never keeps another one waiting.
+//!
+//! Blocking (file system, setns, bpf): runs on a blocking thread, never on one that carries connections.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+use weft_ebpf::{KernelError, PodState};
+use weft_proto::identity::{PodUid, SpiffeId};
+use weft_proto::model::Workload;
+
+use super::cgroup::{self, FindError, Found};
+use super::netns::NetnsId;
+use super::{LocalPod, Pods};
+use crate::identity::Identities;
+use crate::snapshot::Snapshot;
+use crate::socket;
+
+/// A pod whose container is just being started is looked for this often: its first connection should find the mesh,
+/// and one look costs well under a millisecond.
+const SEARCH_MS: u64 = 100;
+/// Later, and after any other failure, this often.
+const RETRY_MS: u64 = 1_000;
+/// For so long a missing pod counts as just being started.
+const STARTING_MS_MAX: u64 = 30_000;
+/// How often pods that are set up are looked at: a new sandbox has another namespace under the same UID.
+const RECHECK_MS: u64 = 2_000;
+
+/// Where the kernel learns about pods: `weft_ebpf::Kernel`, or a test's list.
+pub trait Steering: Send + Sync {
+    fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError>;
+    fn release(&self, netns_cookie: u64) -> Result<(), KernelError>;
+    fn enrolled(&self) -> Result<Vec<u64>, KernelError>;
+}
+
+impl Steering for weft_ebpf::Kernel {
+    fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
+        Self::enrol(self, pod)
+    }
+    fn release(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        Self::release(self, netns_cookie)
+    }
+    fn enrolled(&self) -> Result<Vec<u64>, KernelError> {
+        Self::enrolled(self)
+    }
+}
+
+/// The proxy's listeners inside one pod, of both families where the pod has them.
+pub struct Listeners {
+    pub outbound: Vec<TcpListener>,
+    pub inbound: Vec<TcpListener>,
+    pub tunnel: Vec<TcpListener>,
+}
+
+/// Starts the tasks that accept on a pod's listeners.
+pub type Start = Box<dyn Fn(&Arc<LocalPod>, Listeners) -> Vec<JoinHandle<()>> + Send + Sync>;
+
+/// Why a pod is not set up.
+#[derive(Debug, thiserror::Error)]
+enum PodError {
+    #[error(transparent)]
+    Find(#[from] FindError),
+    #[error("its network namespace already belongs to pod {0}")]
+    SharedNetns(PodUid),
+    #[error("cannot listen on port {port} inside the pod: {source}")]
+    Listen { port: u16, source: io::Error },
+    #[error("cannot keep a listener: {0}")]
+    Keep(io::Error),
+    #[error("the kernel's maps: {0}")]
+    Kernel(#[from] KernelError),
+}
+
+/// A pod that is set up.
+struct Held {
+    pod: Arc<LocalPod>,
+    pid: String,
+    netns: NetnsId,
+    /// Second descriptors of the inbound listeners, for telling the kernel again when an exclusion changes.
+    inbound_v4: Option<OwnedFd>,
+    inbound_v6: Option<OwnedFd>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// A pod that is not, and when to try again.
+struct Failed {
+    since: Instant,
+    next: Instant,
+    reason: String,
+}
+
+/// What should be set up, and what is.
+pub struct Enroller {
+    node_name: String,
+    cgroup_root: PathBuf,
+    node_netns: Vec<NetnsId>,
+    steering: Arc<dyn Steering>,
+    start: Start,
+    held: HashMap<PodUid, Held>,
+    failed: HashMap<PodUid, Failed>,
+    /// Cookies that an earlier process enrolled and nobody has claimed yet: they fail closed until then.
+    inherited: BTreeSet<u64>,
+    rechecked: Instant,
+}
+
+impl Enroller {
+    pub fn new(
+        node_name: String,
+        cgroup_root: PathBuf,
+        steering: Arc<dyn Steering>,
+        start: Start,
+    ) -> Result<Self, KernelError> {
+        let inherited = steering.enrolled()?.into_iter().collect();
+        // Our own, and that of the node's first process, should we run in a namespace of our own.
+        let node_netns = ["self", "1"].iter().filter_map(|pid| NetnsId::of_process(pid).ok()).collect();
+        Ok(Self {
+            node_name,
+            cgroup_root,
+            node_netns,
+            steering,
+            start,
+            held: HashMap::new(),
+            failed: HashMap::new(),
+            inherited,
+            rechecked: Instant::now(),
+        })
+    }
+
+    /// Brings pods, sockets and kernel to what the snapshot says. Returns when to look again.
+    pub fn pass(
+        &mut self,
+        snapshot: &Snapshot,
+        pods: &Pods,
+        identities: &Identities,
+        now: Instant,
+    ) -> Duration {
+        let Some(mesh) = snapshot.mesh() else {
+            return Duration::from_millis(RECHECK_MS);
+        };
+        let mut desired: HashMap<PodUid, (SpiffeId, Arc<Workload>)> = HashMap::new();
+        for workload in snapshot.workloads_of_node(&self.node_name).filter(|workload| workload.enrolled) {
+            let domain = mesh.trust_domain.clone();
+            match SpiffeId::new(domain, &workload.namespace, &workload.service_account) {
+                Ok(identity) => {
+                    desired.insert(workload.uid.clone(), (identity, Arc::clone(workload)));
+                }
+                Err(error) => error!(pod = %workload.uid, %error, "the pod has no valid identity"),
+            }
+        }
+        // Certificates first: asked for while the sockets are made.
+        let mut wanted: HashMap<SpiffeId, BTreeSet<PodUid>> = HashMap::new();
+        for (uid, (identity, _)) in &desired {
+            wanted.entry(identity.clone()).or_default().insert(uid.clone());
+        }
+        identities.want(&wanted);
+
+        if now.duration_since(self.rechecked) >= Duration::from_millis(RECHECK_MS) {
+            self.rechecked = now;
+            self.recheck(pods);
+        }
+        for (uid, (identity, workload)) in &desired {
+            self.update(uid, identity, workload, pods);
+        }
+        self.set_up_missing(&desired, pods, now);
+        self.drop_undesired(&desired, snapshot, pods);
+        self.drop_inherited(&desired);
+        let reasons = self.failed.iter().map(|(uid, failed)| (uid.clone(), failed.reason.clone())).collect();
+        pods.failures.store(Arc::new(reasons));
+        let next = self.failed.values().map(|failed| failed.next.saturating_duration_since(now)).min();
+        next.unwrap_or(Duration::from_millis(RECHECK_MS))
+            .clamp(Duration::from_millis(SEARCH_MS / 2), Duration::from_millis(RECHECK_MS))
+    }
+
+    /// Finds pods that have another namespace by now, or whose listeners ended: they are set up anew.
+    fn recheck(&mut self, pods: &Pods) {
+        let unchanged = |held: &Held| {
+            NetnsId::of_process(&held.pid).is_ok_and(|now| now == held.netns)
+                && !held.tasks.iter().any(JoinHandle::is_finished)
+        };
+        let suspects: Vec<PodUid> =
+            self.held.iter().filter(|(_, held)| !unchanged(held)).map(|(uid, _)| uid.clone()).collect();
+        if suspects.is_empty() {
+            return;
+        }
+        let directories = cgroup::pods(&self.cgroup_root);
+        for uid in suspects {
+            let found = cgroup::find(&self.cgroup_root, directories.get(&uid), &self.node_netns);
+            let Some(held) = self.held.get_mut(&uid) else { continue };
+            let listening = !held.tasks.iter().any(JoinHandle::is_finished);
+            match found {
+                Ok(found) if found.id == held.netns && listening => held.pid = found.pid,
+                // No process now: between two containers, or ending. The namespace stays ours.
+                Err(_) if listening => {}
+                found => {
+                    let same = found.is_ok_and(|found| found.id == held.netns);
+                    warn!(pod = %uid, same_namespace = same, "setting the pod up anew");
+                    self.let_go(&uid, pods, !same);
+                }
+            }
+        }
+    }
+
+    /// What changed about a pod that is set up.
+    fn update(&mut self, uid: &PodUid, identity: &SpiffeId, workload: &Arc<Workload>, pods: &Pods) {
+        let Some(held) = self.held.get(uid) else { return };
+        if held.pod.identity != *identity {
+            self.let_go(uid, pods, false);
+            return;
+        }
+        let before = held.pod.workload.load_full();
+        if before == *workload {
+            return;
+        }
+        if workload.terminating {
+            held.pod.ending.cancel();
+        }
+        held.pod.workload.store(Arc::clone(workload));
+        if kernel_facts(&before) != kernel_facts(workload)
+            && let Err(error) = program(self.steering.as_ref(), held, workload)
+        {
+            error!(pod = %uid, %error, "the pod's change did not reach the kernel: setting it up anew");
+            self.let_go(uid, pods, false);
+        }
+    }
+
+    fn set_up_missing(
+        &mut self,
+        desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>,
+        pods: &Pods,
+        now: Instant,
+    ) {
+        self.failed.retain(|uid, _| desired.contains_key(uid));
+        let missing: Vec<_> = desired
+            .iter()
+            .filter(|(uid, _)| !self.held.contains_key(*uid))
+            .filter(|(uid, _)| self.failed.get(*uid).is_none_or(|failed| failed.next <= now))
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        let directories = cgroup::pods(&self.cgroup_root);
+        for (uid, (identity, workload)) in missing {
+            match self.set_up(identity, workload, directories.get(uid), pods) {
+                Ok(held) => {
+                    let cookie = held.pod.netns.cookie;
+                    info!(pod = %uid, name = %workload.name, %identity, cookie, "pod enrolled");
+                    self.inherited.remove(&cookie);
+                    self.failed.remove(uid);
+                    self.held.insert(uid.clone(), held);
+                }
+                Err(reason) => self.note_failure(uid, workload, &reason, now),
+            }
+        }
+    }
+
+    fn note_failure(&mut self, uid: &PodUid, workload: &Workload, reason: &PodError, now: Instant) {
+        let text = reason.to_string();
+        let old = self.failed.get(uid);
+        let since = old.map_or(now, |failed| failed.since);
+        if old.is_none_or(|failed| failed.reason != text) {
+            warn!(pod = %uid, name = %workload.name, reason = text, "the pod is not set up");
+        }
+        let soon = match reason {
+            PodError::Find(FindError::NoCgroup(_) | FindError::NoProcess(_)) => true,
+            // Our own listeners of a moment ago, in a pod that left and came back, are still being closed.
+            PodError::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        };
+        let starting = soon && now.duration_since(since) < Duration::from_millis(STARTING_MS_MAX);
+        let pause = if starting { SEARCH_MS } else { RETRY_MS };
+        let next = now + Duration::from_millis(pause);
+        self.failed.insert(uid.clone(), Failed { since, next, reason: text });
+    }
+
+    /// Finds the pod, opens the listeners inside, and tells the kernel, which from then on sends connections there.
+    fn set_up(
+        &self,
+        identity: &SpiffeId,
+        workload: &Arc<Workload>,
+        directory: Option<&PathBuf>,
+        pods: &Pods,
+    ) -> Result<Held, PodError> {
+        let Found { pid, netns, id } = cgroup::find(&self.cgroup_root, directory, &self.node_netns)?;
+        if let Some(other) = self.held.values().find(|held| held.pod.netns.cookie == netns.cookie) {
+            return Err(PodError::SharedNetns(other.pod.uid.clone()));
+        }
+        let open =
+            |port| socket::listen_dual(&netns, port).map_err(|source| PodError::Listen { port, source });
+        let listeners = Listeners {
+            outbound: open(socket::OUTBOUND_PORT)?,
+            inbound: open(socket::INBOUND_PORT)?,
+            tunnel: open(socket::TUNNEL_PORT)?,
+        };
+        let keep = |v6: bool| -> Result<Option<OwnedFd>, PodError> {
+            let of_family =
+                |listener: &&TcpListener| listener.local_addr().is_ok_and(|at| at.is_ipv6() == v6);
+            let listener = listeners.inbound.iter().find(of_family);
+            listener.map(|it| it.as_fd().try_clone_to_owned()).transpose().map_err(PodError::Keep)
+        };
+        let (inbound_v4, inbound_v6) = (keep(false)?, keep(true)?);
+        let pod = Arc::new(LocalPod::new(identity.clone(), netns, Arc::clone(workload)));
+        if workload.terminating {
+            pod.ending.cancel();
+        }
+        let mut held = Held { pod, pid, netns: id, inbound_v4, inbound_v6, tasks: Vec::new() };
+        program(self.steering.as_ref(), &held, workload)?;
+        // Known before the first connection is accepted.
+        pods.insert(&held.pod);
+        held.tasks = (self.start)(&held.pod, listeners);
+        Ok(held)
+    }
+
+    /// Lets a pod go: its listeners close. `from_kernel`: its new connections bypass the mesh; otherwise it is set
+    /// up again at once and fails closed meanwhile.
+    fn let_go(&mut self, uid: &PodUid, pods: &Pods, from_kernel: bool) {
+        let Some(held) = self.held.remove(uid) else { return };
+        if from_kernel && let Err(error) = self.steering.release(held.pod.netns.cookie) {
+            error!(pod = %uid, %error, "the kernel keeps the pod; trying again");
+            self.inherited.insert(held.pod.netns.cookie);
+        }
+        pods.remove(uid);
+        held.pod.released.cancel();
+    }
+
+    fn drop_undesired(
+        &mut self,
+        desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>,
+        snapshot: &Snapshot,
+        pods: &Pods,
+    ) {
+        let leaving: Vec<PodUid> =
+            self.held.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
+        for uid in leaving {
+            let gone = snapshot.workload(&uid).is_none_or(|workload| workload.terminating);
+            let pod = self.held.get(&uid).map(|held| Arc::clone(&held.pod));
+            info!(pod = %uid, gone, "pod released");
+            self.let_go(&uid, pods, true);
+            if let Some(pod) = pod.filter(|_| gone) {
+                pod.gone.cancel();
+            }
+        }
+    }
+
+    /// Cookies of an earlier process that belong to no pod of today. While a pod is missing, one of them may be its.
+    fn drop_inherited(&mut self, desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>) {
+        if desired.keys().any(|uid| !self.held.contains_key(uid)) {
+            return;
+        }
+        let steering = Arc::clone(&self.steering);
+        self.inherited.retain(|cookie| match steering.release(*cookie) {
+            Ok(()) => false,
+            Err(error) => {
+                error!(cookie, %error, "the kernel keeps a pod of an earlier process");
+                true
+            }
+        });
+    }
+
+    /// Closes every listener: the pods fail closed until the next process. Live connections go on.
+    pub fn close(&mut self) {
+        for held in self.held.drain().map(|(_, held)| held) {
+            held.pod.released.cancel();
+        }
+    }
+}
+
+/// What of a workload the kernel needs to know.
+fn kernel_facts(workload: &Workload) -> impl PartialEq + '_ {
+    (
+        &workload.ips,
+        &workload.excluded_inbound_ports,
+        &workload.excluded_outbound_ports,
+        &workload.excluded_outbound_cidrs,
+        workload.redirect,
+    )
+}
+
+fn program(steering: &dyn Steering, held: &Held, workload: &Workload) -> Result<(), KernelError> {
+    let mut excluded_inbound_ports = workload.excluded_inbound_ports.clone();
+    // A tunnel arrives at the listener that is bound to its port.
+    if !excluded_inbound_ports.contains(&socket::TUNNEL_PORT) {
+        excluded_inbound_ports.push(socket::TUNNEL_PORT);
+    }
+    let cidrs: Vec<(IpAddr, u8)> =
+        workload.excluded_outbound_cidrs.iter().map(|net| (net.addr(), net.prefix_len())).collect();
+    steering.enrol(&PodState {
+        netns: held.pod.netns.fd.as_fd(),
+        netns_cookie: held.pod.netns.cookie,
+        addresses: &workload.ips,
+        outbound_port: socket::OUTBOUND_PORT,
+        inbound_v4: held.inbound_v4.as_ref().map(AsFd::as_fd),
+        inbound_v6: held.inbound_v6.as_ref().map(AsFd::as_fd),
+        excluded_inbound_ports: &excluded_inbound_ports,
+        excluded_outbound_ports: &workload.excluded_outbound_ports,
+        excluded_outbound_cidrs: &cidrs,
+        redirect: workload.redirect,
+    })
+}

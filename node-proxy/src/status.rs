@@ -1,0 +1,95 @@
+//! What `/status` answers: the state of the node in one serializable value. Reads, never changes.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::discovery::ControlStatus;
+use crate::identity::CertificateStatus;
+use crate::node::Node;
+use weft_proto::model::Workload;
+
+/// The node as `weft status` shows it.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub node: String,
+    pub version: &'static str,
+    pub kernel_release: String,
+    /// Able to serve: in sync, and every enrolled pod is set up or reported below.
+    pub ready: bool,
+    pub draining: bool,
+    pub control: ControlStatus,
+    pub pods: Vec<PodStatus>,
+    pub certificates: Vec<CertificateStatus>,
+    pub connections_live: usize,
+    pub resources: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub struct PodStatus {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub ips: Vec<IpAddr>,
+    pub state: PodState,
+    pub identity: Option<String>,
+    pub netns_cookie: Option<u64>,
+    /// Why it is not set up.
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    Enrolled,
+    Ending,
+    /// Should be enrolled, and is not yet: see the reason.
+    Failed,
+    /// On this node, outside the mesh.
+    NotEnrolled,
+}
+
+impl Node {
+    /// Ready to serve: a configuration was applied, and the node is not ending.
+    pub fn ready(&self) -> bool {
+        self.control.borrow().synced && !self.drain.draining.is_cancelled()
+    }
+
+    pub fn status(&self) -> Status {
+        let snapshot = self.snapshot.load();
+        let node = &self.settings.node_name;
+        Status {
+            node: node.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            ready: self.ready(),
+            draining: self.drain.draining.is_cancelled(),
+            control: self.control.borrow().clone(),
+            pods: snapshot.workloads_of_node(node).map(|workload| self.pod_status(workload)).collect(),
+            certificates: self.identities.status(),
+            connections_live: self.drain.connections.len(),
+            resources: snapshot.resources(),
+        }
+    }
+
+    fn pod_status(&self, workload: &Workload) -> PodStatus {
+        let local = self.pods.by_uid(&workload.uid);
+        let reason = self.pods.failures().get(&workload.uid).cloned();
+        let state = match &local {
+            Some(_) if workload.terminating => PodState::Ending,
+            Some(_) => PodState::Enrolled,
+            None if workload.enrolled => PodState::Failed,
+            None => PodState::NotEnrolled,
+        };
+        PodStatus {
+            uid: workload.uid.to_string(),
+            namespace: workload.namespace.to_string(),
+            name: workload.name.to_string(),
+            ips: workload.ips.clone(),
+            state,
+            identity: local.as_ref().map(|pod| pod.identity.to_string()),
+            netns_cookie: local.as_ref().map(|pod| pod.netns.cookie),
+            reason,
+        }
+    }
+}
