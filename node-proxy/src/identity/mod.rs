@@ -69,6 +69,16 @@ pub fn handshake_close_reason(error: &std::io::Error) -> CloseReason {
     }
 }
 
+/// A handshake's failure in words, for logs.
+pub fn handshake_detail(error: &std::io::Error) -> String {
+    use rustls::{CertificateError::Other, Error::InvalidCertificate};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        // rustls shows only the insides of what it did not find wrong itself.
+        Some(InvalidCertificate(Other(reason))) => reason.0.to_string(),
+        _ => error.to_string(),
+    }
+}
+
 /// A peer whose certificate was verified: chain, times, usages, exactly one URI SAN, trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct VerifiedPeer(SpiffeId);
