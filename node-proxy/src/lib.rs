@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod balance;
 pub mod connect;
+pub mod detect;
 pub mod discovery;
 pub mod drain;
 pub mod enrol;
@@ -18,6 +19,7 @@ pub mod l7;
 pub mod node;
 pub mod outbound;
 pub mod policy;
+pub mod relay;
 pub mod route;
 pub mod settings;
 pub mod snapshot;

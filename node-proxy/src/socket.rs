@@ -4,6 +4,8 @@
 //! pod's namespace, makes the socket, and steps back, with no await between. Everything else (bind, connect) works on
 //! the descriptor from anywhere. Start reading at [`in_netns`], then [`connect_from`] and [`bind`].
 
+pub mod accept;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,0 +1,167 @@
+//! Tunnels from other nodes: mutual TLS with the pod's identity, then per CONNECT target → permit → application → 200.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::forward::forward;
+use super::permit::Permit;
+use super::{Incoming, Peer, Refusal, application};
+use crate::enrol::LocalPod;
+use crate::identity::{PeerSide, VerifiedPeer};
+use crate::node::Node;
+use crate::socket::{self, accept, is_proxy_port};
+use crate::telemetry::CloseReason;
+use crate::tunnel::limits::{CONNECT_TIMEOUT, Timing};
+use crate::tunnel::{Connect, TlsPeer, TunnelError, accept_tls, headers, serve};
+
+pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
+    let until = accept::while_enrolled(&pod.released, &node.drain.draining);
+    accept::each(listener, until, |tcp, peer, place| {
+        let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
+        node.drain.connections.clone().spawn(async move {
+            tunnel(node, pod, tcp, peer).await;
+            drop(place);
+        });
+    })
+    .await;
+}
+
+/// What is the same for all streams of a tunnel.
+struct From {
+    pod: Arc<LocalPod>,
+    peer: VerifiedPeer,
+    /// The client pod: a tunnel comes from its namespace and so from its address.
+    remote: SocketAddr,
+    /// The address that the tunnel was opened to.
+    local: SocketAddr,
+}
+
+async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: SocketAddr) {
+    let Ok(local) = tcp.local_addr().and_then(|local| socket::tune(&tcp).map(|()| local)) else { return };
+    let (remote, local) = (canonical(remote), canonical(local));
+    let TlsPeer { io, peer, chain } = match handshake(&node, &pod, tcp).await {
+        Ok(tls) => tls,
+        Err(error) => return report_handshake(&node, &pod, remote, local, &error),
+    };
+    let handshake_at = UnixTime::now();
+    let from = Arc::new(From { pod: Arc::clone(&pod), peer, remote, local });
+    let ending = CancellationToken::new();
+    let serving = serve(io, Timing::default(), &ending, |connect| {
+        let (node, from) = (Arc::clone(&node), Arc::clone(&from));
+        node.drain.connections.clone().spawn(stream(node, from, connect));
+    });
+    let finish = async {
+        tokio::select! {
+            () = pod.released.cancelled() => {}
+            () = node.drain.draining.cancelled() => {}
+        }
+        ending.cancel();
+        std::future::pending::<()>().await;
+    };
+    let distrusted = async {
+        let mut changes = node.identities.subscribe();
+        while node.identities.still_trusted(&chain, PeerSide::Client, handshake_at) {
+            if changes.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::debug!(%remote, %error, "tunnel ended");
+        },
+        () = finish => {}
+        () = distrusted => tracing::info!(%remote, peer = %from.peer.id(), "tunnel of a peer no longer trusted ended"),
+        // Streams have their own way to end with `PodGone`; the tunnel must not outlive them.
+        () = pod.gone.cancelled() => {}
+        () = node.drain.deadline.cancelled() => {}
+    }
+}
+
+async fn handshake(node: &Node, pod: &LocalPod, tcp: TcpStream) -> Result<TlsPeer, TunnelError> {
+    let config = node.identities.server_config(&pod.identity).await?;
+    accept_tls(tcp, config).await
+}
+
+fn report_handshake(
+    node: &Node,
+    pod: &Arc<LocalPod>,
+    remote: SocketAddr,
+    local: SocketAddr,
+    error: &TunnelError,
+) {
+    let reason = match error {
+        TunnelError::Identity(error) => error.close_reason(),
+        TunnelError::Tls(error) => crate::identity::handshake_close_reason(error),
+        TunnelError::TimedOut => CloseReason::ConnectTimeout,
+        _ => CloseReason::TlsFailed,
+    };
+    let incoming = Incoming::new(Arc::clone(pod), local, Peer::Anonymous, remote, None);
+    incoming.refused(node, &Refusal::new(reason, error.to_string()));
+}
+
+/// One CONNECT.
+async fn stream(node: Arc<Node>, from: Arc<From>, mut connect: Connect) {
+    let target = connect.target;
+    let incoming = Incoming::new(
+        Arc::clone(&from.pod),
+        target,
+        Peer::Verified(from.peer.clone()),
+        client(&from, &connect),
+        None,
+    );
+    let hint_opaque = connect.headers.get(headers::INNER) == Some(&headers::INNER_OPAQUE);
+    let admitted = async {
+        check_target(&from, target)?;
+        let permit = Permit::decide(&node, &incoming)?;
+        let application = application::connect(&node, &incoming, CONNECT_TIMEOUT).await?;
+        Ok((permit, application))
+    };
+    let admitted = tokio::select! {
+        admitted = admitted => admitted,
+        () = connect.cancelled() => Err(Refusal::new(CloseReason::Cancelled, "the client took it back")),
+    };
+    let (permit, application) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            incoming.refused(&node, &refusal);
+            return connect.refuse(refusal.reason, refusal.by.as_ref());
+        }
+    };
+    match connect.accept() {
+        Ok(io) => forward(node, incoming, permit, application, io, hint_opaque).await,
+        Err(error) => {
+            incoming.refused(&node, &Refusal::new(CloseReason::TunnelLost, error.to_string()));
+            crate::relay::Leg::Tcp(application.tcp).reset();
+        }
+    }
+}
+
+/// The client's address is the tunnel's own; only its port is taken from what the request says.
+fn client(from: &From, connect: &Connect) -> SocketAddr {
+    headers::forwarded_for(&connect.headers)
+        .map(canonical)
+        .filter(|said| said.ip() == from.remote.ip())
+        .unwrap_or(from.remote)
+}
+
+/// The request must be for the address that the tunnel goes to, which is one of the pod's.
+fn check_target(from: &From, target: SocketAddr) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(CloseReason::BadTarget, detail));
+    if is_proxy_port(target.port()) {
+        return bad(format!("{target} is a port of the proxy itself"));
+    }
+    let own = from.pod.workload.load().ips.iter().any(|ip| ip.to_canonical() == target.ip());
+    if target.ip() != from.local.ip() || !own {
+        return bad(format!("{target} is not the address of this tunnel, {}", from.local.ip()));
+    }
+    Ok(())
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
