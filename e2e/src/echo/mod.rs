@@ -1,0 +1,176 @@
+//! The echo application that tests run inside pods: it answers over HTTP/1.1, h2c, gRPC, WebSocket and raw TCP, says
+//! what it saw, and misbehaves on request. The clients that load it are in [`load`], [`grpc`] and [`stream`].
+//!
+//! It knows nothing of the mesh. Start reading at [`Server::run`].
+
+pub mod grpc;
+mod http;
+pub mod load;
+pub mod stream;
+mod tcp;
+pub mod websocket;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{io, str::FromStr, sync::Arc};
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Pending connections a listener holds: tests open many at once.
+const BACKLOG: u32 = 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcpMode {
+    /// Sends back what comes, until the client closes its half.
+    Echo,
+    /// Speaks first, then echoes.
+    Greet,
+    /// Speaks first and closes its half, then reads to the end and counts.
+    CloseFirst,
+}
+
+/// `1/3`: a share of the requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ratio {
+    pub part: u64,
+    pub whole: u64,
+}
+
+impl FromStr for Ratio {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let (part, whole) = text.split_once('/').ok_or_else(|| anyhow!("{text:?} is not like 1/3"))?;
+        let (part, whole) = (part.parse()?, whole.parse()?);
+        if whole == 0 || part > whole {
+            return Err(anyhow!("{text:?} is not a share between 0 and 1"));
+        }
+        Ok(Self { part, whole })
+    }
+}
+
+/// What the application is and how it behaves.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Settings {
+    /// Ports for HTTP/1.1, h2c, gRPC and WebSocket, told apart by their first bytes
+    #[arg(long, value_name = "PORT")]
+    pub http: Vec<u16>,
+    /// Ports for raw TCP that echo
+    #[arg(long, value_name = "PORT")]
+    pub tcp: Vec<u16>,
+    /// Ports for raw TCP on which the server speaks first
+    #[arg(long, value_name = "PORT")]
+    pub greet: Vec<u16>,
+    /// Ports for raw TCP on which the server speaks first, closes its half and counts what still comes
+    #[arg(long, value_name = "PORT")]
+    pub close_first: Vec<u16>,
+    /// Name of this version, told in every answer
+    #[arg(long, default_value = "v1", env = "ECHO_VERSION")]
+    pub version: String,
+    /// Share of the HTTP requests that fail, spread evenly
+    #[arg(long, value_name = "N/M", env = "ECHO_FAIL_RATIO")]
+    pub fail_ratio: Option<Ratio>,
+    /// Status of the failing share
+    #[arg(long, default_value_t = 503, env = "ECHO_FAIL_STATUS")]
+    pub fail_status: u16,
+    /// Delay of every HTTP answer
+    #[arg(long, default_value_t = 0, env = "ECHO_DELAY_MS")]
+    pub delay_ms: u64,
+}
+
+/// The running application.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    pod: String,
+    node: String,
+    counts: Mutex<BTreeMap<String, u64>>,
+    served: AtomicU64,
+}
+
+impl Server {
+    pub fn new(settings: Settings) -> Arc<Self> {
+        let of = |name| std::env::var(name).unwrap_or_default();
+        Arc::new(Self {
+            settings,
+            pod: of("POD_NAME"),
+            node: of("NODE_NAME"),
+            counts: Mutex::default(),
+            served: AtomicU64::new(0),
+        })
+    }
+
+    /// Listens on all ports and serves until the process ends.
+    pub async fn run(self: Arc<Self>) -> Result<()> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for port in self.settings.http.clone() {
+            let (server, listener) = (self.clone(), listen(port)?);
+            tasks.spawn(async move {
+                accept(&listener, |s, from| tokio::spawn(http::serve(server.clone(), s, from))).await
+            });
+        }
+        let modes = [
+            (TcpMode::Echo, self.settings.tcp.clone()),
+            (TcpMode::Greet, self.settings.greet.clone()),
+            (TcpMode::CloseFirst, self.settings.close_first.clone()),
+        ];
+        for (mode, port) in modes.into_iter().flat_map(|(m, ports)| ports.into_iter().map(move |p| (m, p))) {
+            let (server, listener) = (self.clone(), listen(port)?);
+            tasks.spawn(async move {
+                accept(&listener, |s, _| tokio::spawn(tcp::serve(server.clone(), mode, s))).await
+            });
+        }
+        match tasks.join_next().await {
+            Some(ended) => ended.context("a listener's task")?.context("accept"),
+            None => Err(anyhow!("no port to serve: give --http, --tcp, --greet or --close-first")),
+        }
+    }
+
+    fn count(&self, what: &str, by: u64) -> u64 {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(what.to_owned()).or_default();
+        *count += by;
+        *count
+    }
+
+    fn counts(&self) -> BTreeMap<String, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the next request is one of the failing share: of any `whole` in a row, `part` are.
+    fn fails_now(&self) -> bool {
+        let turn = self.served.fetch_add(1, Ordering::Relaxed);
+        self.settings.fail_ratio.is_some_and(|r| turn % r.whole < r.part)
+    }
+}
+
+/// Both address families on one socket, as Go and Java servers listen.
+fn listen(port: u16) -> Result<TcpListener> {
+    let context = || format!("listening on port {port}");
+    let socket = TcpSocket::new_v6().with_context(context)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)).with_context(context)?;
+    socket.listen(BACKLOG).with_context(context)
+}
+
+async fn accept<T>(listener: &TcpListener, each: impl Fn(TcpStream, SocketAddr) -> T) -> io::Result<()> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                // Small answers must not wait for more.
+                let _ = stream.set_nodelay(true);
+                each(stream, from);
+            }
+            // The client gave up, or descriptors ran out for a moment: the next one may do better.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+/// `::ffff:10.0.0.1` as `10.0.0.1`.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

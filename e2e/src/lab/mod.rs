@@ -1,0 +1,302 @@
+//! A Weft mesh on one machine: nodes and pods as network namespaces, real kernel hooks, real binaries.
+//!
+//! [`Lab::up`] builds it from a directory of Kubernetes manifests, [`Lab::attach`] goes on with one that is up,
+//! [`Lab::down`] leaves nothing behind, whatever state the lab is in. A lab touches nothing outside the namespaces,
+//! cgroups and directories that carry its name, so several can run side by side.
+//! Start reading at [`Lab::up`]; the picture is in `docs/lab.md`.
+
+mod admin;
+mod capture;
+pub mod cgroup;
+mod command;
+mod manifest;
+mod mesh;
+pub mod netns;
+mod network;
+mod pod;
+mod process;
+mod services;
+mod state;
+pub mod wait;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+
+pub use admin::{Admin, metric_sum};
+pub use capture::{Capture, Packets, Segment};
+pub use network::{UNDERLAY_IP, node_ip};
+pub use process::open_descriptors;
+pub use state::{PodState, State, labs};
+
+use manifest::Manifests;
+
+/// All labs' cgroups are below this one, in the v2 root.
+const CGROUP: &str = "weft-lab";
+/// All labs' pinned hooks and maps are below this directory.
+const PIN_ROOT: &str = "/sys/fs/bpf/weft-lab";
+/// Length of a join token, in bytes of randomness.
+const JOIN_TOKEN_BYTES: usize = 24;
+
+/// How a lab is built.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Options {
+    /// Without a mesh the pods run and talk all the same: for comparison, and to test the lab itself.
+    pub mesh: bool,
+    pub nodes: u16,
+    pub node_args: Vec<String>,
+    pub node_env: Vec<(String, String)>,
+    pub control_args: Vec<String>,
+    pub control_env: Vec<(String, String)>,
+    /// Where the binaries are; None: beside the running program.
+    pub binaries: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mesh: true,
+            nodes: 2,
+            node_args: Vec::new(),
+            node_env: Vec::new(),
+            control_args: Vec::new(),
+            control_env: Vec::new(),
+            binaries: None,
+        }
+    }
+}
+
+/// A lab that is up. Dropping it takes it down, unless it was [kept](Lab::keep).
+#[derive(Debug)]
+pub struct Lab {
+    state: State,
+    keep: bool,
+}
+
+impl Lab {
+    /// Builds the lab `name` from a directory of manifests. What an earlier one of that name left is removed first.
+    pub fn up(name: &str, manifests: &Path, options: Options) -> Result<Self> {
+        let user =
+            manifests.canonicalize().with_context(|| format!("manifests in {}", manifests.display()))?;
+        // Mistakes in the manifests are found before anything is built.
+        Manifests::read(std::slice::from_ref(&user))?;
+        Self::build(name, vec![user], options)
+    }
+
+    /// Builds the lab `name` from manifests given as text.
+    pub fn up_with(name: &str, manifests: &str, options: Options) -> Result<Self> {
+        Manifests::default().add(manifests)?;
+        let mut lab = Self::build(name, Vec::new(), options)?;
+        lab.apply("main", manifests)?;
+        Ok(lab)
+    }
+
+    fn build(name: &str, mut manifests: Vec<PathBuf>, options: Options) -> Result<Self> {
+        state::check_name(name)?;
+        check_machine()?;
+        Self::clean(name)?;
+        let directory = state::run_directory(name);
+        let own = directory.join("manifests");
+        manifests.push(own.clone());
+        fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
+        // Keys and tokens are below it.
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        let mut lab =
+            Self { state: State { name: name.into(), options, manifests, pods: Vec::new() }, keep: false };
+        lab.state.save()?;
+        lab.construct()?;
+        Ok(lab)
+    }
+
+    fn construct(&mut self) -> Result<()> {
+        network::add_nodes(self.name(), self.state.options.nodes)?;
+        for node in self.nodes() {
+            cgroup::create(&self.cgroup().join(&node))?;
+        }
+        if self.state.options.mesh {
+            self.write_join_tokens()?;
+            self.start_control()?;
+            for node in self.nodes() {
+                self.spawn_node(&node)?;
+            }
+            for node in self.nodes() {
+                self.wait_node(&node)?;
+            }
+        }
+        self.reconcile()
+    }
+
+    /// Goes on with a lab that is up. It stays up when the value is dropped.
+    pub fn attach(name: &str) -> Result<Self> {
+        Ok(Self { state: State::load(name)?, keep: true })
+    }
+
+    /// Leaves the lab up when this value is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Takes the lab down: processes, hooks, namespaces, files.
+    pub fn down(mut self) -> Result<()> {
+        self.keep = true;
+        Self::clean(self.name())
+    }
+
+    /// Removes everything that carries the lab's name, whoever left it and whatever state it is in.
+    pub fn clean(name: &str) -> Result<()> {
+        state::check_name(name)?;
+        // In this order: no process, then no hook that a process could meet, then no namespace.
+        let group = cgroup::v2_root()?.join(CGROUP).join(name);
+        cgroup::kill(&group)?;
+        // Removing the last name of a pinned link detaches its program.
+        remove_directory(&Path::new(PIN_ROOT).join(name))?;
+        let of_lab = netns::with_prefix("weft-").into_iter().filter(|n| network::is_of_lab(n, name));
+        for netns in of_lab.collect::<Vec<_>>() {
+            netns::remove(&netns)?;
+        }
+        cgroup::remove(&group)?;
+        remove_directory(&state::run_directory(name))
+    }
+
+    /// Writes (or replaces) a file of the lab's own manifests, and makes the running pods follow.
+    pub fn apply(&mut self, file: &str, text: &str) -> Result<()> {
+        self.write_manifest(file, text)?;
+        self.reconcile()
+    }
+
+    /// Writes (or replaces) a file of the lab's own manifests for the control plane alone; pods are left as they are.
+    pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
+        state::write_whole(&self.generated_directory().join(format!("{file}.yaml")), text)
+    }
+
+    /// Removes a file written by [`Lab::apply`] or [`Lab::write_manifest`].
+    pub fn remove_manifest(&self, file: &str) -> Result<()> {
+        let path = self.generated_directory().join(format!("{file}.yaml"));
+        fs::remove_file(&path).with_context(|| path.display().to_string())
+    }
+
+    /// A secret per node, for the node and for the control plane.
+    fn write_join_tokens(&self) -> Result<()> {
+        let mut secrets = Vec::new();
+        for node in self.nodes() {
+            let token = random_token()?;
+            let directory = self.directory().join(&node);
+            fs::create_dir_all(&directory)?;
+            let file = directory.join("join-token");
+            fs::write(&file, &token)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+            secrets.push(format!(
+                "apiVersion: v1\nkind: Secret\ntype: weft.dev/join-token\n\
+                 metadata: {{name: join-{node}, namespace: weft-system}}\n\
+                 stringData: {{node: {node}, token: {token}}}\n"
+            ));
+        }
+        self.write_manifest("join-tokens", &secrets.join("---\n"))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub fn nodes(&self) -> Vec<String> {
+        (1..=self.state.options.nodes).map(|i| format!("node{i}")).collect()
+    }
+
+    /// `/run/weft-lab/<lab>`.
+    pub fn directory(&self) -> PathBuf {
+        state::run_directory(self.name())
+    }
+
+    pub fn logs_directory(&self) -> PathBuf {
+        self.directory().join("logs")
+    }
+
+    fn generated_directory(&self) -> PathBuf {
+        self.directory().join("manifests")
+    }
+
+    /// `<v2 root>/weft-lab/<lab>`.
+    pub fn cgroup(&self) -> PathBuf {
+        // The lab was built on it, so it is mounted; the usual place stands in if it was unmounted since.
+        let root = cgroup::v2_root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
+        root.join(CGROUP).join(self.name())
+    }
+
+    /// The namespace of a node, for tools that want to look at its links.
+    pub fn node_netns(&self, node: &str) -> String {
+        network::node_netns(self.name(), node)
+    }
+
+    /// The namespace that joins the nodes, where `weft-control` and a test's collector live.
+    pub fn underlay_netns(&self) -> String {
+        network::underlay_netns(self.name())
+    }
+
+    /// Where the binaries of this build are.
+    pub(crate) fn bin_directory(&self) -> PathBuf {
+        self.state.options.binaries.clone().unwrap_or_else(built_beside)
+    }
+
+    pub(crate) fn binary(&self, name: &str) -> Result<PathBuf> {
+        let path = self.bin_directory().join(name);
+        if !path.exists() {
+            bail!("{} is not there: `make build` (or `cargo build --bins`) makes it", path.display());
+        }
+        Ok(path)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(e) = Self::clean(self.name())
+        {
+            tracing::error!("lab {} is not all gone: {e:#}", self.name());
+        }
+    }
+}
+
+/// The directory of the running program; of a test, which is in `deps/`, the one above.
+fn built_beside() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let directory = program.parent().map(Path::to_path_buf).unwrap_or_default();
+    if directory.ends_with("deps") { directory.join("..") } else { directory }
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn random_token() -> Result<String> {
+    let mut bytes = [0; JOIN_TOKEN_BYTES];
+    let mut source = fs::File::open("/dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// What a lab needs of the machine, checked before anything is made.
+fn check_machine() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("a lab makes network namespaces and loads programs into the kernel: run it as root");
+    }
+    cgroup::v2_root()?;
+    for tool in ["ip", "nft"] {
+        let found = std::env::var_os("PATH").is_some_and(|p| {
+            std::env::split_paths(&p).chain(["/usr/sbin".into()]).any(|d| d.join(tool).exists())
+        });
+        found.then_some(()).ok_or_else(|| anyhow!("`{tool}` is not installed: `make setup` installs it"))?;
+    }
+    Ok(())
+}

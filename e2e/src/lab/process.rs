@@ -1,0 +1,122 @@
+//! Starting a process inside a network namespace, a cgroup and, for pods, a mount namespace with its own `/etc/hosts`.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Where a process runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) netns: String,
+    pub(crate) cgroup: PathBuf,
+    /// Files of the host that the process sees at another path.
+    pub(crate) files: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Place {
+    /// Makes `command` start in this place.
+    pub(crate) fn apply(&self, command: &mut Command) -> Result<()> {
+        super::cgroup::create(&self.cgroup)?;
+        let netns: OwnedFd = File::open(super::netns::path(&self.netns))
+            .with_context(|| format!("network namespace {}", self.netns))?
+            .into();
+        let procs: OwnedFd = OpenOptions::new()
+            .write(true)
+            .open(self.cgroup.join("cgroup.procs"))
+            .with_context(|| format!("cgroup {}", self.cgroup.display()))?
+            .into();
+        let files = self.files.iter().map(|(from, to)| Ok((c_path(from)?, c_path(to)?)));
+        let files: Vec<(CString, CString)> = files.collect::<Result<_>>()?;
+        // SAFETY: between fork and exec the closure makes only system calls on descriptors and strings prepared
+        // above; it neither allocates nor takes a lock.
+        unsafe {
+            command.pre_exec(move || {
+                // "0" is the writing process itself.
+                rustix::io::write(&procs, b"0")?;
+                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+                if !files.is_empty() {
+                    own_files(&files)?;
+                }
+                // A session of its own: a Ctrl-C at the terminal that started the lab does not reach its pods.
+                libc::setsid();
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).with_context(|| format!("path {}", path.display()))
+}
+
+/// A private mount namespace in which each `to` shows the file `from`.
+fn own_files(files: &[(CString, CString)]) -> io::Result<()> {
+    let none = std::ptr::null();
+    // SAFETY: plain system calls with NUL-terminated strings that outlive them; null pointers where the kernel
+    // ignores the argument.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        if libc::mount(none, c"/".as_ptr(), none, private, none.cast()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for (from, to) in files {
+            if libc::mount(from.as_ptr(), to.as_ptr(), none, libc::MS_BIND, none.cast()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Starts a background process that appends what it says to `log`, and reaps it when it ends. Returns its pid.
+pub(crate) fn start(mut command: Command, place: &Place, log: &Path) -> Result<u32> {
+    if let Some(directory) = log.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let out = OpenOptions::new().create(true).append(true).open(log)?;
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    place.apply(&mut command)?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    let pid = child.id();
+    reap(child, log.with_extension("exit"));
+    Ok(pid)
+}
+
+/// Waits for the child on a thread of its own, so that it leaves no zombie, and notes how it ended.
+fn reap(mut child: Child, note: PathBuf) {
+    let _ = fs::remove_file(&note);
+    std::thread::spawn(move || {
+        if let Ok(status) = child.wait() {
+            // The lab's directory may be gone by now: then nobody wants to know.
+            let _ = fs::write(note, format!("{status}\n"));
+        }
+    });
+}
+
+/// Sends a signal to every process of a group.
+pub(crate) fn signal(group: &Path, signal: rustix::process::Signal) {
+    for pid in super::cgroup::pids_below(group) {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            // A process that ended meanwhile needs no signal.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+/// For tests that watch a process: the descriptor table's size.
+pub fn open_descriptors(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}

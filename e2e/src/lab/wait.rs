@@ -1,0 +1,67 @@
+//! Waiting for a level: a condition is tried again until it holds or its time is up. No test sleeps for a guess.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+
+/// Short enough not to show in a test's time, long enough not to load the machine.
+const TRY_EVERY: Duration = Duration::from_millis(20);
+
+/// An error that no further try can mend.
+#[derive(Debug)]
+pub struct Hopeless(pub String);
+
+impl fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Hopeless {}
+
+/// Tries until `condition` gives a value; when the time is up, the last error says what was still wrong.
+pub fn until<T>(wait_max: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + wait_max;
+    loop {
+        match condition() {
+            Ok(value) => return Ok(value),
+            Err(e) if e.is::<Hopeless>() => return Err(e),
+            Err(e) if Instant::now() >= deadline => {
+                return Err(e).with_context(|| format!("still so after {:.1} s", wait_max.as_secs_f32()));
+            }
+            Err(_) => std::thread::sleep(TRY_EVERY),
+        }
+    }
+}
+
+/// Like [`until`], for a plain condition; `what` completes "waited in vain until ...".
+pub fn until_true(wait_max: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    until(wait_max, || condition().then_some(()).ok_or_else(|| anyhow!("waited in vain until {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_tells_what_was_still_wrong() {
+        let mut tries = 0;
+        let error = until::<()>(Duration::from_millis(50), || {
+            tries += 1;
+            Err(anyhow!("try {tries}"))
+        });
+        assert!(tries > 1);
+        assert!(format!("{:#}", error.unwrap_err()).contains(&format!("try {tries}")));
+    }
+
+    #[test]
+    fn a_hopeless_error_ends_the_wait_at_once() {
+        let mut tries = 0;
+        let error = until::<()>(Duration::from_secs(60), || {
+            tries += 1;
+            Err(Hopeless("dead".into()).into())
+        });
+        assert_eq!((tries, error.unwrap_err().to_string().as_str()), (1, "dead"));
+    }
+}
