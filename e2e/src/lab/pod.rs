@@ -16,6 +16,8 @@ use super::{Lab, cgroup, netns, services, wait};
 
 /// How long a container may take to listen on the ports that it declares.
 const LISTEN_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Until a new pod is in the mesh: its status must reach the node, its certificate must be signed.
+const KNOWN_WAIT_MAX: Duration = Duration::from_secs(20);
 /// The container that holds the pod's cgroup while its others come and go.
 const PAUSE: &str = "pause";
 
@@ -79,9 +81,36 @@ impl Lab {
         Ok(state)
     }
 
-    /// Waits until the nodes have taken the new pods in.
-    fn wait_known(&self, _fresh: &[PodState]) -> Result<()> {
-        Ok(())
+    /// Waits until the nodes have heard of the new pods and taken in those that belong to the mesh.
+    fn wait_known(&self, fresh: &[PodState]) -> Result<()> {
+        fresh.iter().try_for_each(|pod| {
+            wait::until(KNOWN_WAIT_MAX, || {
+                let (state, reason) = self.mesh_state(pod)?;
+                match state.as_str() {
+                    "enrolled" | "not_enrolled" => Ok(()),
+                    other => bail!("Pod {} is {other} on {}: {reason}", pod.key(), pod.node),
+                }
+            })
+        })
+    }
+
+    /// What the pod's node says of it: `enrolled`, `not_enrolled`, `ending` or `failed`, and the reason.
+    pub fn mesh_state(&self, pod: &PodState) -> Result<(String, String)> {
+        let status = self.node_status(&pod.node)?;
+        let mut pods = status["pods"].as_array().into_iter().flatten();
+        let found = pods.find(|p| p["uid"] == pod.uid.as_str());
+        let found = found.ok_or_else(|| anyhow!("{} does not know Pod {}", pod.node, pod.key()))?;
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("state"), text("reason")))
+    }
+
+    /// Waits until the pod's node says `state` of it (see [`Lab::mesh_state`]).
+    pub fn wait_mesh_state(&self, key: &str, state: &str, wait_max: Duration) -> Result<()> {
+        let pod = self.pod(key)?;
+        wait::until(wait_max, || match self.mesh_state(pod)? {
+            (now, _) if now == state => Ok(()),
+            (now, reason) => bail!("Pod {key} is {now}, not {state}: {reason}"),
+        })
     }
 
     /// What a cluster would tell everybody about the pods: their status, names, Service rules.

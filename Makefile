@@ -1,0 +1,49 @@
+# What a user of this repository runs. `make help` lists it; docs/building.md explains it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
+
+.PHONY: help setup setup-tests build demo test test-unit test-e2e bench lint clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building and running needs (again: a second)
+	@scripts/setup.sh
+
+setup-tests: ## Install what the tests need besides
+	@scripts/setup.sh --tests
+
+build: setup ## Build everything, optimised, into target/release
+	@echo "build: compiling (the first time takes some minutes)"
+	cargo build --release --bins
+
+demo: build ## Bring up a mesh of two nodes and tell its story, with evidence
+	$(TARGET)/release/weft demo
+
+test: setup-tests test-unit test-e2e ## Set up what is missing and run every test, kernel tests included
+
+test-unit: setup-tests ## Run the tests of all crates but e2e (some of them load programs into the kernel)
+	cargo test --workspace --exclude weft-e2e
+
+test-e2e: setup-tests ## Run the tests on a mesh in network namespaces
+	cargo build --bins
+	cargo test -p weft-e2e
+
+bench: setup-tests ## Measure against no mesh, interleaved in one run
+	cargo build --release --bins
+	cargo bench -p weft-e2e
+
+lint: setup-tests ## Formatting, clippy without warnings, licences and sources of dependencies, shell scripts
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny --all-features check licenses bans sources
+	shellcheck scripts/*.sh .ci/run
+
+clean: ## Remove labs that were left, and everything built
+	@! [ -x $(TARGET)/release/weft ] || $(TARGET)/release/weft lab down --all
+	@! [ -x $(TARGET)/debug/weft ] || $(TARGET)/debug/weft lab down --all
+	cargo clean

@@ -1,0 +1,133 @@
+//! `weft status`: what the control plane and the nodes answer on `/status`, side by side.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+use weft_e2e::lab::{Admin, Lab};
+
+use crate::Format;
+use crate::lab::Name;
+use crate::table::table;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Without an address, the admin sockets of the lab are asked.")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    name: Name,
+    /// Admin endpoint to ask: unix:/path or address:port; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Vec<Admin>,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let answers: Vec<(String, Result<Value>)> =
+        asked(arguments)?.into_iter().map(|(name, admin)| (name, admin.json("/status"))).collect();
+    match arguments.output {
+        Format::Json => {
+            let of = |answer: &Result<Value>| match answer {
+                Ok(value) => value.clone(),
+                Err(e) => serde_json::json!({"error": format!("{e:#}")}),
+            };
+            let all: Map<String, Value> = answers.iter().map(|(n, a)| (n.clone(), of(a))).collect();
+            println!("{}", serde_json::to_string_pretty(&all)?);
+        }
+        Format::Table => answers.iter().for_each(|(name, answer)| print_one(name, answer)),
+    }
+    let silent: Vec<&str> = answers.iter().filter(|(_, a)| a.is_err()).map(|(n, _)| n.as_str()).collect();
+    if !silent.is_empty() {
+        bail!("no answer from {}", silent.join(", "));
+    }
+    Ok(())
+}
+
+/// Whom to ask, by name.
+fn asked(arguments: &Arguments) -> Result<Vec<(String, Admin)>> {
+    if !arguments.admin.is_empty() {
+        return Ok(arguments.admin.iter().map(|a| (a.argument(), a.clone())).collect());
+    }
+    let lab = Lab::attach(&arguments.name.name)?;
+    let mut all = vec![("control".to_owned(), lab.control_admin())];
+    all.extend(lab.nodes().into_iter().map(|n| (n.clone(), lab.node_admin(&n))));
+    Ok(all)
+}
+
+fn print_one(name: &str, answer: &Result<Value>) {
+    println!("{name}");
+    match answer {
+        Ok(Value::Object(fields)) => print!("{}", indented(&render(fields))),
+        Ok(other) => println!("  {other}"),
+        Err(e) => println!("  no answer: {e:#}"),
+    }
+    println!();
+}
+
+/// Plain fields as a list; each list of objects as a table of its own.
+fn render(fields: &Map<String, Value>) -> String {
+    let is_table = |v: &Value| v.as_array().is_some_and(|a| !a.is_empty() && a.iter().all(Value::is_object));
+    let mut text = String::new();
+    for (key, value) in fields.iter().filter(|(_, v)| !is_table(v)) {
+        let shown = match value {
+            Value::Object(inner) => {
+                let parts = inner.iter().map(|(k, v)| format!("{k}={}", cell(v)));
+                parts.collect::<Vec<_>>().join(" ")
+            }
+            other => cell(other),
+        };
+        text.push_str(&format!("{key}: {shown}\n"));
+    }
+    for (key, value) in fields.iter().filter(|(_, v)| is_table(v)) {
+        text.push_str(&format!("{key}:\n{}", indented(&object_table(value))));
+    }
+    text
+}
+
+fn object_table(rows: &Value) -> String {
+    let rows: Vec<&Map<String, Value>> =
+        rows.as_array().into_iter().flatten().filter_map(Value::as_object).collect();
+    let mut columns: Vec<&str> = Vec::new();
+    for key in rows.iter().flat_map(|r| r.keys()) {
+        if !columns.contains(&key.as_str()) {
+            columns.push(key);
+        }
+    }
+    let upper: Vec<String> = columns.iter().map(|c| c.to_uppercase()).collect();
+    let header: Vec<&str> = upper.iter().map(String::as_str).collect();
+    let line = |row: &&Map<String, Value>| {
+        columns.iter().map(|c| row.get(*c).map(cell).unwrap_or_default()).collect()
+    };
+    table(&header, rows.iter().map(line))
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|l| format!("  {l}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_fields_are_listed_and_lists_become_tables() {
+        let status = serde_json::json!({
+            "revision": 7,
+            "probe": {"redirect": true},
+            "pods": [{"pod": "shop/a", "state": "enrolled"}, {"pod": "shop/bb"}],
+        });
+        let text = render(status.as_object().unwrap());
+        assert_eq!(
+            text,
+            "probe: redirect=true\nrevision: 7\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n"
+        );
+    }
+}

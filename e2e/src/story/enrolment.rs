@@ -1,0 +1,59 @@
+//! Step 6: a namespace leaves the mesh and comes back.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Evidence, SHOP, clients};
+use crate::lab::{Lab, cgroup};
+
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(3);
+const TUNNEL_PORT: u16 = 15008;
+
+pub(super) fn out_and_in(lab: &mut Lab) -> Result<Evidence> {
+    let pods = ["shop/frontend", "shop/backend-v1", "shop/backend-v2"];
+    let pids = |lab: &Lab| -> Result<Vec<i32>> {
+        let of = |pod: &&str| Ok(cgroup::pids(&lab.pod_cgroup(lab.pod(pod)?).join("main")));
+        Ok(pods.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
+    };
+    let before = pids(lab)?;
+    let (refused, said) = clients::get(lab, "outside/stranger", "http://backend.shop/", &[])?;
+    ensure!(refused != 200, "a pod outside the mesh talked to a STRICT one: {said}");
+
+    lab.write_manifest("main", &SHOP.replace("weft.dev/mesh: enabled", "weft.dev/mesh: disabled"))?;
+    pods.iter().try_for_each(|p| lab.wait_mesh_state(p, "not_enrolled", CHANGE_WAIT_MAX))?;
+    let (tls, plain) = link(lab)?;
+    ensure!(tls == 0 && plain, "outside the mesh: {tls} TLS records, in the clear: {plain}");
+    let (outside, said) = clients::get(lab, "outside/stranger", "http://backend.shop/", &[])?;
+    ensure!(outside == 200, "a pod outside could not talk to another outside: {outside} {said}");
+
+    lab.write_manifest("main", SHOP)?;
+    pods.iter().try_for_each(|p| lab.wait_mesh_state(p, "enrolled", CHANGE_WAIT_MAX))?;
+    let (tls_again, plain_again) = link(lab)?;
+    ensure!(tls_again > 0 && !plain_again, "back: {tls_again} TLS records, in the clear: {plain_again}");
+    ensure!(pids(lab)? == before, "a pod was restarted");
+    Ok(vec![
+        format!("a pod outside asks a STRICT one: refused ({})", first_line(&said_of(refused, &said))),
+        "label removed: the request crosses the link in the clear".into(),
+        format!("label put back: {tls_again} TLS records on port {TUNNEL_PORT}, no text"),
+        format!("processes {before:?}: the same all along"),
+    ])
+}
+
+fn said_of(status: u16, said: &str) -> String {
+    if status == 0 { "no answer".into() } else { format!("{status} {said}") }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// One request across the link: TLS records of the tunnel, and whether its text was seen.
+fn link(lab: &Lab) -> Result<(usize, bool)> {
+    const TEXT: &str = "seen-on-the-link";
+    let capture = lab.capture("node2", "tcp")?;
+    let (status, body) = clients::get(lab, "shop/frontend", &format!("http://backend/{TEXT}"), &[])?;
+    let packets = capture.stop()?;
+    ensure!(status == 200, "answered {status}: {body}");
+    Ok((packets.tls_records(TUNNEL_PORT), packets.contains(TEXT)))
+}
