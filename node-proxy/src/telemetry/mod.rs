@@ -1,15 +1,40 @@
 //! One record per connection or request, from which metrics, spans and access log all come.
+//!
+//! Stages open a [`ConnectionRecord`] or a [`RequestRecord`] (with an [`Attempt`] per try), tell it what they learn, and
+//! finish it once; nothing here ever makes them wait. Names and rules: `docs/telemetry.md`.
 
+mod context;
+mod export;
+mod live;
+mod log;
+pub mod metrics;
 mod reason;
+mod record;
+mod sampler;
+mod span;
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use weft_proto::identity::{NamespacedName, SpiffeId};
 use weft_proto::model::Workload;
 
+pub use live::{LiveList, Row};
+use log::AccessLog;
+pub use log::{LogLevel, LogSink};
+use metrics::{Counter, Family, Gauge, Metrics, Samples, TextFormat, names};
 pub use reason::CloseReason;
+pub use record::{Attempt, ConnectionRecord, RequestRecord, RequestStart};
+
+use context::Propagators;
+use export::SpanQueue;
+use live::LiveTable;
+use record::Tally;
+use sampler::Sampler;
 
 /// Which side of the mesh reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,12 +45,32 @@ pub enum Reporter {
     Destination,
 }
 
+impl Reporter {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Security {
     MutualTls,
     /// Both ends on this node, known by their namespaces: no wire, no TLS.
     Local,
     None,
+}
+
+impl Security {
+    /// The label `connection_security_policy`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Local => "local",
+            Self::None => "none",
+        }
+    }
 }
 
 /// One end of a flow, as far as it is known.
@@ -56,105 +101,128 @@ pub struct ByteCounts {
     pub received: AtomicU64,
 }
 
+/// What is switched on. The default: metrics only, no thread, no file, no network.
+#[derive(Debug, Clone)]
+pub struct TelemetrySettings {
+    pub log_level: LogLevel,
+    pub log_sink: LogSink,
+    /// For the label `destination_service`.
+    pub cluster_domain: String,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { log_level: LogLevel::Off, log_sink: LogSink::Stdout, cluster_domain: "cluster.local".into() }
+    }
+}
+
+/// Why telemetry does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("the access log {path:?} cannot be opened")]
+    LogFile { path: PathBuf, source: io::Error },
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+struct Inner {
+    started: Instant,
+    metrics: Metrics,
+    live: LiveTable,
+    tally: Tally,
+    log: Option<AccessLog>,
+    propagators: Propagators,
+    sampler: Sampler,
+    /// None: no spans are made here.
+    spans: Option<SpanQueue>,
+}
+
 /// The sinks: metrics, spans, access log. Cheap to clone.
 #[derive(Clone)]
 pub struct Telemetry {
-    _private: (),
+    inner: Arc<Inner>,
 }
 
 impl Telemetry {
+    /// Opens the sinks. Needs no runtime; with the default settings it starts nothing at all.
+    pub fn start(settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
+        let metrics = Metrics::new(&settings.cluster_domain);
+        let log = AccessLog::start(settings.log_level, &settings.log_sink, &metrics)?;
+        let tally = Tally::new(&metrics);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                started: Instant::now(),
+                metrics,
+                live: LiveTable::new(),
+                tally,
+                log,
+                propagators: Propagators::default(),
+                sampler: Sampler::default(),
+                spans: None,
+            }),
+        })
+    }
+
+    /// A counter of a family; register once, keep it, count for free.
+    pub fn counter(&self, family: &'static Family, labels: &[(&str, &str)]) -> Counter {
+        self.inner.metrics.counter(family, labels)
+    }
+
+    /// A gauge of a family; register once, keep it, set for free.
+    pub fn gauge(&self, family: &'static Family, labels: &[(&str, &str)]) -> Gauge {
+        self.inner.metrics.gauge(family, labels)
+    }
+
+    /// Calls `collect` at every scrape, for what is cheaper to look up than to keep. It must not block, and should hold
+    /// its state weakly: it lives as long as telemetry does.
+    pub fn collector(&self, collect: impl Fn(&mut Samples) + Send + Sync + 'static) {
+        self.inner.metrics.collector(collect);
+    }
+
+    /// `/metrics`. Counts the bytes of live connections first, so that long flows report while they live.
+    pub fn metrics(&self, format: TextFormat) -> String {
+        let inner = &self.inner;
+        inner.live.report(&inner.metrics.flows);
+        let counts = inner.live.counts();
+        inner.metrics.gauge(&names::CONNECTIONS_LIVE, &[]).set(metrics::to_f64(counts.connections));
+        inner.metrics.gauge(&names::REQUESTS_LIVE, &[]).set(metrics::to_f64(counts.requests));
+        inner.tally.unlisted(counts.unlisted_total);
+        inner.metrics.render(format, inner.started.elapsed())
+    }
+
+    /// `/connections`.
+    pub fn connections(&self) -> LiveList {
+        self.inner.live.list()
+    }
+
+    /// Writes out what is queued, for at most `wait_max`.
+    pub async fn shutdown(&self, wait_max: Duration) {
+        let inner = Arc::clone(&self.inner);
+        let flush = tokio::task::spawn_blocking(move || {
+            if let Some(log) = &inner.log {
+                log.flush(wait_max);
+            }
+        });
+        if flush.await.is_err() {
+            tracing::warn!("the access log could not be flushed");
+        }
+    }
+
     /// Opens the record of an L4 connection. Listed under `/connections` while it lives.
-    pub fn connection(&self, _flow: Flow) -> ConnectionRecord {
-        todo!()
+    pub fn connection(&self, flow: Flow) -> ConnectionRecord {
+        ConnectionRecord::open(Arc::clone(&self.inner), flow)
     }
     /// Opens the record of a request. `headers` are the client's: the parent of the spans comes from them.
-    pub fn request(&self, _flow: Flow, _start: &RequestStart<'_>) -> RequestRecord {
-        todo!()
+    pub fn request(&self, flow: Flow, start: &RequestStart<'_>) -> RequestRecord {
+        RequestRecord::open(Arc::clone(&self.inner), flow, start)
     }
 }
 
-/// An L4 connection. Finished exactly once; dropped unfinished it reports `Cancelled`.
-pub struct ConnectionRecord {
-    _private: (),
-}
-
-impl ConnectionRecord {
-    pub fn bytes(&self) -> Arc<ByteCounts> {
-        todo!()
-    }
-    /// The destination is known only after picking an endpoint.
-    pub fn destination(&mut self, _destination: Party, _security: Security) {
-        todo!()
-    }
-    /// The policy that allowed or denied.
-    pub fn policy(&mut self, _by: NamespacedName) {
-        todo!()
-    }
-    /// `detail`: words for the log; never a metric label.
-    pub fn finish(self, _reason: CloseReason, _detail: Option<String>) {
-        todo!()
-    }
-}
-
-/// What is known when a request begins.
-pub struct RequestStart<'a> {
-    pub method: &'a http::Method,
-    pub path: &'a str,
-    pub authority: Option<&'a str>,
-    pub version: http::Version,
-    pub headers: &'a http::HeaderMap,
-}
-
-/// A request as one proxy sees it.
-pub struct RequestRecord {
-    _private: (),
-}
-
-impl RequestRecord {
-    /// The matched route, for span names: never the raw path.
-    pub fn route(&mut self, _route: &str) {
-        todo!()
-    }
-    pub fn destination(
-        &mut self,
-        _destination: Party,
-        _service: Option<NamespacedName>,
-        _security: Security,
-    ) {
-        todo!()
-    }
-    pub fn policy(&mut self, _by: NamespacedName) {
-        todo!()
-    }
-    /// Bodies' bytes: `sent` is the request's.
-    pub fn bytes(&self) -> Arc<ByteCounts> {
-        todo!()
-    }
-    /// Opens the client span of an attempt (client side). `number` starts at 1.
-    pub fn attempt(&mut self, _number: u32, _to: &Party) -> Attempt {
-        todo!()
-    }
-    /// Sets `traceparent`/`tracestate` for what is forwarded by the server side.
-    pub fn propagate(&self, _headers: &mut http::HeaderMap) {
-        todo!()
-    }
-    /// `status` None: no response was sent. `grpc_status` from trailers or trailers-only.
-    pub fn finish(self, _status: Option<http::StatusCode>, _grpc_status: Option<u32>, _reason: CloseReason) {
-        todo!()
-    }
-}
-
-/// One attempt of a request: a client span.
-pub struct Attempt {
-    _private: (),
-}
-
-impl Attempt {
-    /// Sets `traceparent`/`tracestate` to this attempt's span.
-    pub fn propagate(&self, _headers: &mut http::HeaderMap) {
-        todo!()
-    }
-    pub fn finish(self, _status: Option<http::StatusCode>, _grpc_status: Option<u32>, _reason: CloseReason) {
-        todo!()
+/// `network.protocol.version`
+fn version_name(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_10 => "1.0",
+        http::Version::HTTP_2 => "2",
+        _ => "1.1",
     }
 }

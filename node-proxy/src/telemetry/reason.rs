@@ -41,6 +41,57 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// All of them.
+    pub const ALL: [Self; 25] = [
+        Self::Ok,
+        Self::ClientReset,
+        Self::ServerReset,
+        Self::Cancelled,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::ConnectFailed,
+        Self::TlsFailed,
+        Self::PeerIdentity,
+        Self::NoCertificate,
+        Self::TunnelRefused,
+        Self::TunnelLost,
+        Self::PolicyDenied,
+        Self::PlaintextRefused,
+        Self::NoEndpoints,
+        Self::NoRoute,
+        Self::UnknownDestination,
+        Self::BadTarget,
+        Self::ProtocolError,
+        Self::RequestTimeout,
+        Self::AttemptTimeout,
+        Self::Overloaded,
+        Self::Draining,
+        Self::PodGone,
+        Self::Internal,
+    ];
+
+    /// The label `response_flags`: Envoy's codes where one fits, `-` where none does.
+    pub fn response_flags(self) -> &'static str {
+        match self {
+            Self::Ok | Self::PolicyDenied | Self::PlaintextRefused | Self::PodGone | Self::Internal => "-",
+            Self::ClientReset | Self::Cancelled => "DC",
+            Self::ServerReset | Self::TunnelLost => "UC",
+            Self::ConnectRefused
+            | Self::ConnectTimeout
+            | Self::ConnectFailed
+            | Self::TlsFailed
+            | Self::PeerIdentity
+            | Self::NoCertificate
+            | Self::TunnelRefused => "UF",
+            Self::NoEndpoints => "UH",
+            Self::NoRoute | Self::UnknownDestination | Self::BadTarget => "NR",
+            Self::ProtocolError => "DPE",
+            Self::RequestTimeout | Self::AttemptTimeout => "UT",
+            Self::Overloaded => "UO",
+            Self::Draining => "LR",
+        }
+    }
+
     /// The name in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -70,5 +121,21 @@ impl CloseReason {
             Self::PodGone => "pod_gone",
             Self::Internal => "internal",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CloseReason;
+
+    #[test]
+    fn all_are_listed_once_and_named_differently() {
+        let names: std::collections::BTreeSet<&str> =
+            CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), CloseReason::ALL.len());
+        for (position, reason) in CloseReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, position, "{reason:?} is not in the order of the declaration");
+        }
+        assert_eq!(CloseReason::Internal as usize + 1, CloseReason::ALL.len());
     }
 }
