@@ -1,11 +1,31 @@
 //! The user side of the kernel programs: load, probe, attach, and reconcile the maps with the desired state.
 //!
-//! Everything is callable from many threads; map access is a short system call.
+//! Everything is callable from many threads; map access is a short system call. Links and maps are pinned and outlive
+//! the process: hooks without a proxy fail closed (`docs/kernel.md`). Start with [`Kernel`].
 
-use std::net::{IpAddr, SocketAddr};
+mod counters;
+mod kernel;
+mod object;
+mod pins;
+mod pods;
+mod probe;
+mod sys;
+mod table;
+
+use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+
+pub use counters::Counters;
+pub use kernel::{Kernel, PeerName};
+pub use object::BUILT;
+pub use pins::detach_all;
+pub use probe::{Feature, ProbeReport};
+pub use weft_ebpf_common::count::Outcome;
+
+/// Intercepted connections of a node at a time, unless set otherwise.
+pub const FLOWS_MAX_DEFAULT: u32 = weft_ebpf_common::abi::FLOWS_MAX;
 
 /// Where and how to attach.
 #[derive(Debug, Clone)]
@@ -18,6 +38,9 @@ pub struct Options {
     pub proxy_cgroup: PathBuf,
     /// Use sk_msg acceleration where the probe passes.
     pub redirect: bool,
+    /// Intercepted connections at a time ([`FLOWS_MAX_DEFAULT`]). When they are that many, further connects of
+    /// enrolled pods are refused and counted.
+    pub flows_max: u32,
 }
 
 /// An enrolled pod, as the kernel shall see it.
@@ -28,7 +51,7 @@ pub struct PodState<'a> {
     pub addresses: &'a [IpAddr],
     /// Port of the proxy's outbound listener inside the pod.
     pub outbound_port: u16,
-    /// The proxy's listeners for inbound connections, made inside the pod.
+    /// The proxy's listeners for inbound connections, made inside the pod. Without one, inbound is refused.
     pub inbound_v4: Option<BorrowedFd<'a>>,
     pub inbound_v6: Option<BorrowedFd<'a>>,
     /// Inbound connections to these ports are not steered. The tunnel's port must be among them.
@@ -41,49 +64,22 @@ pub struct PodState<'a> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    #[error("not implemented")]
-    Todo,
-}
-
-/// The loaded programs and their maps.
-pub struct Kernel {
-    _private: (),
-}
-
-impl Kernel {
-    /// Probes, loads (or takes over what an earlier process pinned) and attaches.
-    pub fn load(_options: &Options) -> Result<Self, KernelError> {
-        todo!()
-    }
-    /// Enrols a pod or updates it. Add before remove: never a moment without steering.
-    pub fn enrol(&self, _pod: &PodState<'_>) -> Result<(), KernelError> {
-        todo!()
-    }
-    /// Releases a pod: its new connections bypass the mesh. Live ones are not touched.
-    pub fn release(&self, _netns_cookie: u64) -> Result<(), KernelError> {
-        todo!()
-    }
-    /// Cookies of the pods that the kernel holds enrolled now, also from an earlier process.
-    pub fn enrolled(&self) -> Result<Vec<u64>, KernelError> {
-        todo!()
-    }
-    /// Where the client of an accepted outbound connection wanted to go.
-    pub fn original_destination(&self, _netns_cookie: u64, _client: SocketAddr) -> Option<SocketAddr> {
-        todo!()
-    }
-    /// From now until the guard is dropped, an application that accepts a connection from `proxy_end` sees `client`
-    /// as its peer. To be called after bind and before connect.
-    pub fn name_peer(
-        self: &Arc<Self>,
-        _netns_cookie: u64,
-        _proxy_end: SocketAddr,
-        _client: SocketAddr,
-    ) -> Result<PeerName, KernelError> {
-        todo!()
-    }
-}
-
-/// Keeps an entry of the peer name map; removes it when dropped.
-pub struct PeerName {
-    _private: (),
+    #[error("kernel programs were not built: run make setup")]
+    NotBuilt,
+    #[error("no program {0} in the kernel object")]
+    NoProgram(&'static str),
+    #[error("the kernel object cannot be loaded")]
+    Object(#[from] aya::EbpfError),
+    #[error("the kernel does not accept program {name} (Linux 5.15 or later is needed)")]
+    Program { name: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error("{name} cannot be attached")]
+    Attach { name: String, source: io::Error },
+    #[error("map {name} cannot be used")]
+    Map { name: &'static str, source: io::Error },
+    #[error("{0} is not on a BPF file system")]
+    NotBpffs(PathBuf),
+    #[error("pins in {path} cannot be used")]
+    Pins { path: PathBuf, source: io::Error },
+    #[error("cgroup {path} cannot be used")]
+    Cgroup { path: PathBuf, source: io::Error },
 }

@@ -1,23 +1,49 @@
 //! Map layouts. `repr(C)`, explicit padding, integers only; sizes are asserted below and again by the loader.
 //!
-//! Addresses are 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
+//! Addresses are four words in network order, as the kernel's contexts hold them, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
 
 /// Changes with every change of a layout or of a map's meaning. Pinned maps of another version are not reused.
 pub const ABI_VERSION: u32 = 1;
+
+/// An address of either family: words, because the kernel's programs would have to assemble bytes one by one.
+pub type Address = [u32; 4];
 
 /// An address and port of either family.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketAddress {
-    pub address: [u8; 16],
+    pub address: Address,
     pub port: u16,
     pub pad: [u8; 6],
 }
 
 impl SocketAddress {
-    pub const fn new(address: [u8; 16], port: u16) -> Self {
+    pub const fn new(address: Address, port: u16) -> Self {
         Self { address, port, pad: [0; 6] }
     }
+}
+
+/// `::ffff:a.b.c.d` of an IPv4 address in network order.
+#[inline(always)]
+pub const fn v4_mapped(v4_be: u32) -> Address {
+    [0, 0, 0xffff_u32.to_be(), v4_be]
+}
+
+/// An address from its bytes in the order of the wire.
+pub const fn address_from_bytes(b: [u8; 16]) -> Address {
+    [
+        u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+        u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+        u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+    ]
+}
+
+/// The bytes of an address in the order of the wire.
+pub const fn address_bytes(address: Address) -> [u8; 16] {
+    let (a, b) = (address[0].to_ne_bytes(), address[1].to_ne_bytes());
+    let (c, d) = (address[2].to_ne_bytes(), address[3].to_ne_bytes());
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 /// `CONFIG[0]`: what holds for the whole node.
@@ -33,15 +59,18 @@ pub struct NodeConfig {
 
 /// sk_msg acceleration may be used.
 pub const NODE_REDIRECT: u32 = 1 << 0;
+/// It may also be used for sockets that an application accepts (not on kernels where an accepted child of an MPTCP
+/// listener cannot be told from one of MPTCP).
+pub const NODE_REDIRECT_ACCEPTED: u32 = 1 << 1;
 
 /// `PODS[netns cookie]`: an enrolled pod.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PodConfig {
     /// Where an IPv4 connect is sent instead: the pod's own address, or 127.0.0.1 if it has none.
-    pub outbound_v4: [u8; 16],
-    /// Where an IPv6 connect is sent instead.
-    pub outbound_v6: [u8; 16],
+    pub outbound_v4: Address,
+    /// Where an IPv6 connect is sent instead: the pod's own address, or ::1.
+    pub outbound_v6: Address,
     pub outbound_port: u16,
     /// `POD_*` flags.
     pub flags: u16,
@@ -51,7 +80,7 @@ pub struct PodConfig {
 /// sk_msg acceleration is off for this pod.
 pub const POD_NO_REDIRECT: u16 = 1 << 0;
 
-/// `EXCLUDED_PORTS[..]`: outbound destinations of a pod that bypass the mesh, by port.
+/// `EXCLUDED_PORTS[..]`: ports of a pod that bypass the mesh, in either direction.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExcludedPort {
@@ -63,15 +92,14 @@ pub struct ExcludedPort {
 }
 
 pub const DIRECTION_OUTBOUND: u16 = 0;
-/// Inbound keys have the cookie 0 and are joined with the pod's address in `EXCLUDED_INBOUND`.
 pub const DIRECTION_INBOUND: u16 = 1;
 
-/// `EXCLUDED_CIDRS` is an LPM trie: 64 bits of netns cookie in network order, then the address.
+/// `EXCLUDED_CIDRS` is an LPM trie: 64 bits of netns cookie (its two halves in network order), then the address.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExcludedCidr {
-    pub netns_cookie_be: [u8; 8],
-    pub address: [u8; 16],
+    pub netns_cookie_be: [u32; 2],
+    pub address: Address,
 }
 
 /// One end of a connection, seen from its namespace: key of `ORIGINAL_DESTINATIONS` (client side, as the proxy sees
@@ -83,7 +111,18 @@ pub struct End {
     pub socket: SocketAddress,
 }
 
-/// Key of `SOCKETS`, the SockHash of local connections: a socket by its own 4-tuple.
+/// Value of `ORIGINAL_DESTINATIONS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    pub original: SocketAddress,
+    /// 1 once the proxy's end exists: from then on that end's close removes the entry, so that a client which sends
+    /// and closes before the proxy accepts is still known.
+    pub accepted: u32,
+    pub pad: [u8; 4],
+}
+
+/// Key of `SOCKETS` (SockHash) and `LEGS`: a socket by its own 4-tuple.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketKey {
@@ -92,12 +131,49 @@ pub struct SocketKey {
     pub remote: SocketAddress,
 }
 
-/// Key of `INBOUND_LISTENERS` (SockHash) and, with the port, of `EXCLUDED_INBOUND`: the pod's address.
+/// Value of `LEGS`: which way the bytes go that this socket sends. Set by its first message, then never changed:
+/// bytes in two queues would overtake each other.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leg {
+    /// `LEG_*`.
+    pub path: u32,
+    pub pad: [u8; 4],
+}
+
+pub const LEG_UNDECIDED: u32 = 0;
+pub const LEG_REDIRECT: u32 = 1;
+pub const LEG_STACK: u32 = 2;
+
+/// Key of `INBOUND_LISTENERS` (SockHash). Each pod's sk_lookup program carries its own namespace's cookie, so two pods
+/// with one address do not meet.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InboundKey {
-    pub address: [u8; 16],
+    pub netns_cookie: u64,
+    /// `FAMILY_V4` or `FAMILY_V6`, of the packet.
+    pub family: u32,
+    pub pad: [u8; 4],
 }
+
+pub const FAMILY_V4: u32 = 2;
+pub const FAMILY_V6: u32 = 10;
+
+/// Enrolled pods of one node: twice what the largest kubelet set-ups run.
+pub const PODS_MAX: u32 = 1024;
+/// Excluded ports of all pods: 16 for each, both directions together.
+pub const EXCLUDED_PORTS_MAX: u32 = 16 * PODS_MAX;
+/// Excluded prefixes of all pods: 16 for each.
+pub const EXCLUDED_CIDRS_MAX: u32 = 16 * PODS_MAX;
+/// Intercepted connections of one node at a time, unless the loader is told another figure. An entry takes memory only
+/// while it is used.
+pub const FLOWS_MAX: u32 = 65_536;
+/// Entries of `ORIGINAL_DESTINATIONS` for each flow: the proxy's end may outlive the client's, which frees the flow.
+pub const ENDS_PER_FLOW: u32 = 2;
+/// Sockets of each accelerated flow: both ends of the client's leg and of the application's.
+pub const SOCKETS_PER_FLOW: u32 = 4;
+/// One v4 and one v6 listener for each pod.
+pub const INBOUND_LISTENERS_MAX: u32 = 2 * PODS_MAX;
 
 const _: () = assert!(size_of::<SocketAddress>() == 24);
 const _: () = assert!(size_of::<NodeConfig>() == 16);
@@ -105,4 +181,7 @@ const _: () = assert!(size_of::<PodConfig>() == 40);
 const _: () = assert!(size_of::<ExcludedPort>() == 16);
 const _: () = assert!(size_of::<ExcludedCidr>() == 24);
 const _: () = assert!(size_of::<End>() == 32);
+const _: () = assert!(size_of::<Flow>() == 32);
 const _: () = assert!(size_of::<SocketKey>() == 56);
+const _: () = assert!(size_of::<Leg>() == 8);
+const _: () = assert!(size_of::<InboundKey>() == 16);

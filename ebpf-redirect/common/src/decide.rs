@@ -1,1 +1,159 @@
-//! Pure decisions of the hooks. Filled by the programs' needs; no I/O, no map access.
+//! Pure decisions of the hooks: what to do with a connection, from what the hook has parsed and looked up.
+//!
+//! No I/O and no map access: look-ups that are only sometimes needed come in as closures. The programs parse, call one
+//! function of this file, and write. Start with [`connect`].
+
+use crate::abi::{
+    Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_REDIRECT, LEG_STACK, LEG_UNDECIDED, PodConfig,
+    SocketAddress, v4_mapped,
+};
+use crate::count::Outcome;
+
+pub const IPPROTO_TCP: u32 = 6;
+
+/// Bits of an LPM key in front of the address.
+pub const CIDR_COOKIE_BITS: u32 = 64;
+
+/// What becomes of a `connect()`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connect {
+    /// Left alone, for this reason.
+    Pass(Outcome),
+    /// To be sent to this address of the proxy instead.
+    Redirect(SocketAddress),
+}
+
+/// A `connect()` of an enrolled pod. `destination` is normalised: IPv4 is v4-mapped.
+#[inline(always)]
+pub fn connect(
+    pod: &PodConfig,
+    protocol: u32,
+    by_proxy: bool,
+    destination: &SocketAddress,
+    port_excluded: impl FnOnce() -> bool,
+    cidr_excluded: impl FnOnce() -> bool,
+) -> Connect {
+    if by_proxy {
+        return Connect::Pass(Outcome::ConnectProxy);
+    }
+    if protocol != IPPROTO_TCP {
+        return Connect::Pass(Outcome::ConnectNotTcp);
+    }
+    if stays_in_pod(pod, &destination.address) {
+        return Connect::Pass(Outcome::ConnectLocal);
+    }
+    if port_excluded() {
+        return Connect::Pass(Outcome::ConnectExcludedPort);
+    }
+    if cidr_excluded() {
+        return Connect::Pass(Outcome::ConnectExcludedCidr);
+    }
+    let address = if is_v4(&destination.address) { pod.outbound_v4 } else { pod.outbound_v6 };
+    Connect::Redirect(SocketAddress::new(address, pod.outbound_port))
+}
+
+#[inline(always)]
+fn stays_in_pod(pod: &PodConfig, address: &Address) -> bool {
+    is_loopback(address)
+        || is_unspecified(address)
+        || is_v6_link_local(address)
+        || same(address, &pod.outbound_v4)
+        || same(address, &pod.outbound_v6)
+}
+
+#[inline(always)]
+pub fn same(a: &Address, b: &Address) -> bool {
+    a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+}
+
+#[inline(always)]
+pub fn is_v4(address: &Address) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == 0xffff_u32.to_be()
+}
+
+#[inline(always)]
+pub fn is_loopback(address: &Address) -> bool {
+    if is_v4(address) {
+        u32::from_be(address[3]) >> 24 == 127
+    } else {
+        address[0] == 0 && address[1] == 0 && address[2] == 0 && address[3] == 1_u32.to_be()
+    }
+}
+
+/// Connecting to the unspecified address means loopback.
+#[inline(always)]
+fn is_unspecified(address: &Address) -> bool {
+    address[0] == 0
+        && address[1] == 0
+        && (address[2] == 0 || address[2] == 0xffff_u32.to_be())
+        && address[3] == 0
+}
+
+#[inline(always)]
+fn is_v6_link_local(address: &Address) -> bool {
+    u32::from_be(address[0]) & 0xffc0_0000 == 0xfe80_0000
+}
+
+/// Key for a look-up in `EXCLUDED_CIDRS`.
+#[inline(always)]
+pub const fn cidr_key(netns_cookie: u64, address: Address) -> ExcludedCidr {
+    let halves = [((netns_cookie >> 32) as u32).to_be(), (netns_cookie as u32).to_be()];
+    ExcludedCidr { netns_cookie_be: halves, address }
+}
+
+/// An address as the kernel's contexts hold it: family, the IPv4 word and the IPv6 words, all in network order.
+#[inline(always)]
+pub fn normalise(family: u32, v4: u32, v6: [u32; 4]) -> Address {
+    if family == FAMILY_V6 { v6 } else { v4_mapped(v4) }
+}
+
+/// What an sk_lookup program does with a new inbound connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    Pass(Outcome),
+    Steer,
+}
+
+/// A new inbound connection of an enrolled pod. A connection from the pod to its own address comes with the pod's
+/// device as ingress, so the addresses are compared and not the device; the proxy's own connection to the application
+/// is one of these and would otherwise come back for ever.
+#[inline(always)]
+pub fn lookup(
+    protocol: u32,
+    local: &Address,
+    remote: &Address,
+    port_excluded: impl FnOnce() -> bool,
+) -> Lookup {
+    if protocol != IPPROTO_TCP {
+        return Lookup::Pass(Outcome::LookupNotTcp);
+    }
+    if same(local, remote) || is_loopback(local) {
+        return Lookup::Pass(Outcome::LookupLocal);
+    }
+    if port_excluded() {
+        return Lookup::Pass(Outcome::LookupExcluded);
+    }
+    Lookup::Steer
+}
+
+/// The name to show instead of a socket's real peer, if it fits the family that the application asked in.
+#[inline(always)]
+pub fn peer_name(family: u32, name: Option<SocketAddress>) -> Option<SocketAddress> {
+    match name {
+        Some(name) if family != FAMILY_V4 || is_v4(&name.address) => Some(name),
+        _ => None,
+    }
+}
+
+/// Which path a socket's messages take from its first on.
+#[inline(always)]
+pub fn path(current: u32, peer_inserted: impl FnOnce() -> bool) -> u32 {
+    match current {
+        LEG_UNDECIDED if peer_inserted() => LEG_REDIRECT,
+        LEG_UNDECIDED => LEG_STACK,
+        decided => decided,
+    }
+}
+
+#[cfg(test)]
+mod tests;

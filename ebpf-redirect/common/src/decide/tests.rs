@@ -1,0 +1,119 @@
+//! What the decisions promise, as tables.
+
+extern crate std;
+
+use std::net::IpAddr;
+
+use super::*;
+use crate::abi::{PodConfig, address_bytes, address_from_bytes};
+
+fn bytes(text: &str) -> Address {
+    match text.parse::<IpAddr>().unwrap() {
+        IpAddr::V4(v4) => v4_mapped(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => address_from_bytes(v6.octets()),
+    }
+}
+
+fn pod() -> PodConfig {
+    PodConfig {
+        outbound_v4: bytes("10.0.0.5"),
+        outbound_v6: bytes("fd00::5"),
+        outbound_port: 15001,
+        flags: 0,
+        pad: [0; 4],
+    }
+}
+
+fn decide(destination: &str, protocol: u32, by_proxy: bool, port: bool, cidr: bool) -> Connect {
+    let destination = SocketAddress::new(bytes(destination), 80);
+    connect(&pod(), protocol, by_proxy, &destination, || port, || cidr)
+}
+
+#[test]
+fn only_tcp_to_other_addresses_is_redirected_and_within_its_family() {
+    let redirect = |to| Connect::Redirect(SocketAddress::new(bytes(to), 15001));
+    let pass = Connect::Pass;
+    for (destination, expected) in [
+        ("10.0.0.6", redirect("10.0.0.5")),
+        ("fd00::6", redirect("fd00::5")),
+        ("::ffff:10.0.0.6", redirect("10.0.0.5")),
+        ("169.254.169.254", redirect("10.0.0.5")),
+        ("127.0.0.1", pass(Outcome::ConnectLocal)),
+        ("127.9.9.9", pass(Outcome::ConnectLocal)),
+        ("::ffff:127.0.0.1", pass(Outcome::ConnectLocal)),
+        ("::1", pass(Outcome::ConnectLocal)),
+        ("0.0.0.0", pass(Outcome::ConnectLocal)),
+        ("::", pass(Outcome::ConnectLocal)),
+        ("10.0.0.5", pass(Outcome::ConnectLocal)),
+        ("fd00::5", pass(Outcome::ConnectLocal)),
+        ("fe80::1", pass(Outcome::ConnectLocal)),
+        ("fec0::1", redirect("fd00::5")),
+    ] {
+        assert_eq!(decide(destination, IPPROTO_TCP, false, false, false), expected, "{destination}");
+    }
+}
+
+#[test]
+fn the_proxy_udp_and_exclusions_pass() {
+    for (protocol, proxy, port, cidr, expected) in [
+        (IPPROTO_TCP, true, true, true, Outcome::ConnectProxy),
+        (17, false, true, true, Outcome::ConnectNotTcp),
+        (132, false, false, false, Outcome::ConnectNotTcp),
+        (IPPROTO_TCP, false, true, true, Outcome::ConnectExcludedPort),
+        (IPPROTO_TCP, false, false, true, Outcome::ConnectExcludedCidr),
+    ] {
+        assert_eq!(decide("10.0.0.6", protocol, proxy, port, cidr), Connect::Pass(expected));
+    }
+}
+
+#[test]
+fn inbound_is_steered_unless_local_or_excluded() {
+    for (protocol, local, remote, excluded, expected) in [
+        (IPPROTO_TCP, "10.0.0.5", "10.0.0.6", false, Lookup::Steer),
+        (IPPROTO_TCP, "fd00::5", "fd00::6", false, Lookup::Steer),
+        (IPPROTO_TCP, "10.0.0.5", "10.0.0.6", true, Lookup::Pass(Outcome::LookupExcluded)),
+        (IPPROTO_TCP, "10.0.0.5", "10.0.0.5", false, Lookup::Pass(Outcome::LookupLocal)),
+        (IPPROTO_TCP, "127.0.0.1", "127.0.0.2", false, Lookup::Pass(Outcome::LookupLocal)),
+        (IPPROTO_TCP, "::1", "::1", false, Lookup::Pass(Outcome::LookupLocal)),
+        (17, "10.0.0.5", "10.0.0.6", false, Lookup::Pass(Outcome::LookupNotTcp)),
+    ] {
+        let decided = lookup(protocol, &bytes(local), &bytes(remote), || excluded);
+        assert_eq!(decided, expected, "{remote} -> {local}");
+    }
+}
+
+#[test]
+fn addresses_survive_the_kernels_words() {
+    for text in ["::ffff:10.1.2.3", "2001:db8::1"] {
+        let address = bytes(text);
+        assert_eq!(address_from_bytes(address_bytes(address)), address);
+        assert_eq!(normalise(FAMILY_V6, 0, address), address);
+    }
+    let v4 = u32::from_ne_bytes([10, 1, 2, 3]);
+    assert_eq!(normalise(FAMILY_V4, v4, [0; 4]), bytes("10.1.2.3"));
+    assert_eq!(bytes("10.1.2.3"), bytes("::ffff:10.1.2.3"));
+}
+
+#[test]
+fn a_prefix_key_begins_with_the_cookie() {
+    let key = cidr_key(0x0102_0304_0506_0708, bytes("10.0.0.1"));
+    assert_eq!(key.netns_cookie_be.map(u32::from_be), [0x0102_0304, 0x0506_0708]);
+}
+
+#[test]
+fn a_v6_name_is_not_shown_to_a_v4_socket() {
+    let (v4, v6) = (SocketAddress::new(bytes("10.0.0.1"), 1), SocketAddress::new(bytes("fd00::1"), 1));
+    assert_eq!(peer_name(FAMILY_V4, Some(v4)), Some(v4));
+    assert_eq!(peer_name(FAMILY_V6, Some(v4)), Some(v4));
+    assert_eq!(peer_name(FAMILY_V6, Some(v6)), Some(v6));
+    assert_eq!(peer_name(FAMILY_V4, Some(v6)), None);
+    assert_eq!(peer_name(FAMILY_V4, None), None);
+}
+
+#[test]
+fn a_path_once_taken_is_kept() {
+    assert_eq!(path(LEG_UNDECIDED, || true), LEG_REDIRECT);
+    assert_eq!(path(LEG_UNDECIDED, || false), LEG_STACK);
+    assert_eq!(path(LEG_STACK, || true), LEG_STACK);
+    assert_eq!(path(LEG_REDIRECT, || false), LEG_REDIRECT);
+}

@@ -1,0 +1,66 @@
+//! All maps of the kernel programs. Layouts and sizes are in `weft_ebpf_common::abi`; the loader may override the sizes
+//! of the flow maps. Nothing here evicts: a full map refuses.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash};
+use weft_ebpf_common::abi::*;
+use weft_ebpf_common::count::{OUTCOMES, Outcome};
+
+#[map]
+pub static CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
+#[map]
+pub static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(PODS_MAX, 0);
+#[map]
+pub static EXCLUDED_PORTS: HashMap<ExcludedPort, u8> =
+    HashMap::with_max_entries(EXCLUDED_PORTS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub static EXCLUDED_CIDRS: LpmTrie<ExcludedCidr, u8> =
+    LpmTrie::with_max_entries(EXCLUDED_CIDRS_MAX, BPF_F_NO_PREALLOC);
+/// The application's socket → where it wanted to go. Removed when the socket closes.
+#[map]
+pub static ORIGINAL_BY_COOKIE: HashMap<u64, SocketAddress> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// The same by the end that the proxy sees as its peer.
+#[map]
+pub static ORIGINAL_DESTINATIONS: HashMap<End, Flow> =
+    HashMap::with_max_entries(ENDS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// The proxy's own end of a connection to an application → the client's address.
+#[map]
+pub static PEER_NAMES: HashMap<End, SocketAddress> = HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub static INBOUND_LISTENERS: SockHash<InboundKey> = SockHash::with_max_entries(INBOUND_LISTENERS_MAX, 0);
+#[map]
+pub static SOCKETS: SockHash<SocketKey> = SockHash::with_max_entries(SOCKETS_PER_FLOW * FLOWS_MAX, 0);
+#[map]
+pub static LEGS: HashMap<SocketKey, Leg> =
+    HashMap::with_max_entries(SOCKETS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(OUTCOMES, 0);
+
+#[inline(always)]
+pub fn add(outcome: Outcome, amount: u64) {
+    if let Some(value) = COUNTERS.get_ptr_mut(outcome as u32) {
+        // SAFETY: the pointer is this CPU's own slot; a program is not interrupted by another one that writes it
+        // except across hooks of different context, where a lost increment is accepted.
+        unsafe { *value += amount };
+    }
+}
+
+#[inline(always)]
+pub fn count(outcome: Outcome) {
+    add(outcome, 1);
+}
+
+#[inline(always)]
+pub fn node_flags() -> u32 {
+    CONFIG.get(0).map_or(0, |config| config.flags)
+}
+
+/// Is the current task the proxy?
+#[inline(always)]
+pub fn by_proxy() -> bool {
+    // SAFETY: a helper without arguments.
+    let current = unsafe { aya_ebpf::helpers::bpf_get_current_cgroup_id() };
+    CONFIG.get(0).is_some_and(|config| config.proxy_cgroup_id == current)
+}

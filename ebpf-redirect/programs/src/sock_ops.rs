@@ -1,0 +1,225 @@
+//! `sock_ops`: follows intercepted connections. Before the SYN it publishes the original destination under the end that
+//! the proxy will see, at ESTABLISHED it offers both ends of a local leg to sk_msg, at CLOSE it removes what it wrote.
+//! Fails closed: a destination that could not be published makes the proxy close the connection.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock};
+use aya_ebpf::macros::sock_ops;
+use aya_ebpf::programs::SockOpsContext;
+use weft_ebpf_common::abi::{
+    End, Flow, LEG_STACK, LEG_UNDECIDED, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, POD_NO_REDIRECT,
+    PodConfig, SocketAddress, SocketKey,
+};
+use weft_ebpf_common::count::Outcome;
+use weft_ebpf_common::decide;
+
+use crate::maps::{
+    LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_NAMES, PODS, SOCKETS, count, node_flags,
+};
+
+const TCP_CLOSE: u32 = 7;
+const EBUSY: i32 = -16;
+
+/// 1 where the kernel has `bpf_skc_to_mptcp_sock` (5.19); else the verifier never sees the call.
+#[unsafe(no_mangle)]
+static HAS_MPTCP_HELPER: Global<u32> = Global::new(0);
+
+#[sock_ops]
+pub fn weft_sock_ops(ctx: SockOpsContext) -> u32 {
+    let op = ctx.op();
+    if op != BPF_SOCK_OPS_TCP_CONNECT_CB
+        && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+        && op != BPF_SOCK_OPS_STATE_CB
+    {
+        return 0;
+    }
+    // SAFETY: the helper takes the program's context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if op == BPF_SOCK_OPS_STATE_CB {
+        // Also for a pod released meanwhile: only sockets that asked for it get here.
+        if ctx.arg(1) == TCP_CLOSE {
+            closed(&ctx, &key(&ctx, cookie));
+        }
+        return 0;
+    }
+    // SAFETY: a map value stays valid while the program runs.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else { return 0 };
+    let key = key(&ctx, cookie);
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        connecting(&ctx, &key);
+    } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        if is_leg(&End { netns_cookie: cookie, socket: key.local }) {
+            offer(&ctx, pod, key, NODE_REDIRECT);
+        }
+    } else {
+        accepted(&ctx, pod, key);
+    }
+    0
+}
+
+/// The SYN is about to leave: the local port is known now.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, key: &SocketKey) {
+    // SAFETY: the helper takes the program's context; map values stay valid while the program runs.
+    let original = unsafe { ORIGINAL_BY_COOKIE.get(bpf_get_socket_cookie(ctx.as_ptr())) };
+    let Some(original) = original else { return };
+    let end = End { netns_cookie: key.netns_cookie, socket: key.local };
+    let flow = Flow { original: *original, accepted: 0, pad: [0; 4] };
+    let stored = ORIGINAL_DESTINATIONS.insert(&end, &flow, 0).is_ok();
+    count(if stored { Outcome::FlowStored } else { Outcome::FlowRefusedFull });
+    watch_close(ctx);
+}
+
+/// The passive end of a leg exists: the proxy's of an intercepted connection, or the application's of one that the
+/// proxy made.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, pod: &PodConfig, key: SocketKey) {
+    let end = End { netns_cookie: key.netns_cookie, socket: key.remote };
+    if key.local.port == pod.outbound_port
+        && let Some(flow) = ORIGINAL_DESTINATIONS.get_ptr_mut(&end)
+    {
+        // SAFETY: a map value stays valid while the program runs.
+        unsafe { (*flow).accepted = 1 };
+        watch_close(ctx);
+        offer(ctx, pod, key, NODE_REDIRECT);
+        return;
+    }
+    // SAFETY: only the presence of the entry is used.
+    if unsafe { PEER_NAMES.get(&end).is_some() } {
+        offer(ctx, pod, key, NODE_REDIRECT_ACCEPTED);
+    }
+}
+
+/// Is this the active end of a leg: an intercepted client, or the proxy towards an application?
+#[inline(always)]
+fn is_leg(end: &End) -> bool {
+    // SAFETY: only the presence of the entries is used.
+    unsafe { ORIGINAL_DESTINATIONS.get(end).is_some() || PEER_NAMES.get(end).is_some() }
+}
+
+/// Inserts a socket of a local leg. `LEGS` last: an entry there promises one in `SOCKETS`.
+#[inline(always)]
+fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32) {
+    let flags = node_flags();
+    if flags & NODE_REDIRECT == 0
+        || flags & needed == 0
+        || pod.flags & POD_NO_REDIRECT != 0
+        || !decide::same(&key.local.address, &key.remote.address)
+    {
+        return;
+    }
+    if is_mptcp(ctx) {
+        count(Outcome::SocketSkippedMptcp);
+        return;
+    }
+    if peer_began_in_stack(&key) {
+        return;
+    }
+    watch_close(ctx);
+    // SAFETY: the context of a running program is valid.
+    let result = unsafe { SOCKETS.update(&mut key, &mut *ctx.ops, u64::from(BPF_ANY)) };
+    if let Err(error) = result {
+        count(if error == EBUSY { Outcome::SocketRefusedBusy } else { Outcome::SocketRefusedFull });
+        return;
+    }
+    let leg = Leg { path: LEG_UNDECIDED, pad: [0; 4] };
+    let outcome = match LEGS.insert(&key, &leg, 0) {
+        Ok(()) => Outcome::SocketInserted,
+        Err(_) => Outcome::SocketRefusedFull,
+    };
+    count(outcome);
+}
+
+/// A peer that has sent through the stack already goes on doing so, and some kernels answer FIONREAD wrongly for a
+/// socket that is in the map and is not redirected to: better not to insert this one.
+#[inline(always)]
+fn peer_began_in_stack(key: &SocketKey) -> bool {
+    let peer = SocketKey { netns_cookie: key.netns_cookie, local: key.remote, remote: key.local };
+    // SAFETY: a map value stays valid while the program runs.
+    unsafe { LEGS.get(&peer).is_some_and(|leg| leg.path == LEG_STACK) }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext, key: &SocketKey) {
+    // SAFETY: the helper takes the program's context.
+    let _ = ORIGINAL_BY_COOKIE.remove(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    let _ = LEGS.remove(key);
+    let mine = End { netns_cookie: key.netns_cookie, socket: key.local };
+    if let Some(flow) = ORIGINAL_DESTINATIONS.get_ptr(&mine) {
+        // The client's end. Once the proxy's end exists, the entry is that one's to remove.
+        // SAFETY: a map value stays valid while the program runs.
+        if unsafe { (*flow).accepted } == 0 && ORIGINAL_DESTINATIONS.remove(&mine).is_ok() {
+            count(Outcome::FlowRemoved);
+        }
+        return;
+    }
+    let theirs = End { netns_cookie: key.netns_cookie, socket: key.remote };
+    if ORIGINAL_DESTINATIONS.remove(&theirs).is_ok() {
+        count(Outcome::FlowRemoved);
+    }
+}
+
+#[inline(always)]
+fn watch_close(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+#[inline(always)]
+fn is_mptcp(ctx: &SockOpsContext) -> bool {
+    if HAS_MPTCP_HELPER.load() == 0 {
+        return false;
+    }
+    // SAFETY: the helper accepts the context's socket, which is checked for null.
+    unsafe {
+        let socket = (*ctx.ops).__bindgen_anon_2.sk;
+        !socket.is_null() && !bpf_skc_to_mptcp_sock(socket.cast()).is_null()
+    }
+}
+
+#[inline(always)]
+fn key(ctx: &SockOpsContext, netns_cookie: u64) -> SocketKey {
+    // SAFETY: the context of a running program is valid; words are read one by one as the verifier wants.
+    unsafe {
+        let ops = ctx.ops;
+        let family = (&raw const (*ops).family).read_volatile();
+        // Both families are read always: the verifier refuses a context pointer that a branch has moved.
+        let local_v4 = (&raw const (*ops).local_ip4).read_volatile();
+        let remote_v4 = (&raw const (*ops).remote_ip4).read_volatile();
+        let local_v6 = words(&raw const (*ops).local_ip6);
+        let remote_v6 = words(&raw const (*ops).remote_ip6);
+        let local = decide::normalise(family, local_v4, local_v6);
+        let remote = decide::normalise(family, remote_v4, remote_v6);
+        // Local port in host order; remote port in network order, in the high half of the word.
+        let local_port = (&raw const (*ops).local_port).read_volatile() as u16;
+        let remote_port = u32::from_be((&raw const (*ops).remote_port).read_volatile()) as u16;
+        SocketKey {
+            netns_cookie,
+            local: SocketAddress::new(local, local_port),
+            remote: SocketAddress::new(remote, remote_port),
+        }
+    }
+}
+
+/// Four words of a context, read one by one.
+///
+/// # Safety
+/// `from` points into the program's context.
+#[inline(always)]
+pub unsafe fn words(from: *const [u32; 4]) -> [u32; 4] {
+    let from = from as *const u32;
+    // SAFETY: promised by the caller.
+    unsafe {
+        [
+            from.read_volatile(),
+            from.add(1).read_volatile(),
+            from.add(2).read_volatile(),
+            from.add(3).read_volatile(),
+        ]
+    }
+}

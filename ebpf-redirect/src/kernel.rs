@@ -1,0 +1,304 @@
+//! [`Kernel`]: the loaded programs and their maps. Loading and taking over are here; pods in `pods.rs`.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use weft_ebpf_common::abi::{
+    ABI_VERSION, Address, End, Flow, InboundKey, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, NodeConfig,
+    PodConfig, SocketAddress, SocketKey, address_bytes, address_from_bytes, v4_mapped,
+};
+
+use crate::counters::Counters;
+use crate::object::{self, CGROUP_PROGRAMS, SK_MSG};
+use crate::pins::{self, Pins};
+use crate::pods::PodEntries;
+use crate::probe::{self, ProbeReport};
+use crate::sys::{self, AttachType};
+use crate::table::{CidrKey, Table};
+use crate::{KernelError, Options};
+
+/// The loaded programs and their maps. Dropping it detaches nothing: see [`Kernel::detach_all`].
+pub struct Kernel {
+    pub(crate) pins: Pins,
+    pub(crate) options: Options,
+    pub(crate) maps: Maps,
+    pub(crate) entries: Mutex<PodEntries>,
+    report: ProbeReport,
+    redirect: AtomicBool,
+    proxy_cgroup_id: u64,
+    cpus: usize,
+}
+
+/// Every map, typed.
+pub(crate) struct Maps {
+    pub(crate) config: Table<u32, NodeConfig>,
+    pub(crate) pods: Table<u64, PodConfig>,
+    pub(crate) excluded_ports: Table<weft_ebpf_common::abi::ExcludedPort, u8>,
+    pub(crate) excluded_cidrs: Table<CidrKey, u8>,
+    pub(crate) original_by_cookie: Table<u64, SocketAddress>,
+    pub(crate) original_destinations: Table<End, Flow>,
+    pub(crate) peer_names: Table<End, SocketAddress>,
+    pub(crate) inbound_listeners: Table<InboundKey, i32>,
+    pub(crate) sockets: Table<SocketKey, u32>,
+    pub(crate) legs: Table<SocketKey, Leg>,
+    pub(crate) counters: OwnedFd,
+}
+
+impl Maps {
+    fn open(directory: &Path) -> Result<Self, KernelError> {
+        macro_rules! table {
+            ($name:literal) => {
+                Table::open(&directory.join($name))
+                    .map_err(|source| KernelError::Map { name: $name, source })?
+            };
+        }
+        Ok(Self {
+            config: table!("CONFIG"),
+            pods: table!("PODS"),
+            excluded_ports: table!("EXCLUDED_PORTS"),
+            excluded_cidrs: table!("EXCLUDED_CIDRS"),
+            original_by_cookie: table!("ORIGINAL_BY_COOKIE"),
+            original_destinations: table!("ORIGINAL_DESTINATIONS"),
+            peer_names: table!("PEER_NAMES"),
+            inbound_listeners: table!("INBOUND_LISTENERS"),
+            sockets: table!("SOCKETS"),
+            legs: table!("LEGS"),
+            counters: sys::open_pin(&directory.join("COUNTERS"))
+                .map_err(|source| KernelError::Map { name: "COUNTERS", source })?,
+        })
+    }
+
+    /// Made by this version with these sizes?
+    fn fit(&self, flows_max: u32) -> bool {
+        let sizes = [
+            self.original_by_cookie.capacity(),
+            self.original_destinations.capacity(),
+            self.peer_names.capacity(),
+            self.sockets.capacity(),
+            self.legs.capacity(),
+        ];
+        let counters = sys::map_info(&self.counters).map(|info| info.max_entries).unwrap_or(0);
+        let version = self.config.find(&0).ok().flatten().map(|config| config.abi_version);
+        version == Some(ABI_VERSION)
+            && counters == weft_ebpf_common::count::OUTCOMES
+            && object::flow_maps(flows_max).iter().map(|(_, size)| *size).eq(sizes)
+    }
+}
+
+impl Kernel {
+    /// Probes, loads (or takes over what an earlier process pinned) and attaches.
+    pub fn load(options: &Options) -> Result<Self, KernelError> {
+        let report = probe::run();
+        let pins = Pins::create(&options.pin_dir)?;
+        let cgroup_error = |path: &Path| {
+            let path = path.to_owned();
+            |source| KernelError::Cgroup { path, source }
+        };
+        let cgroup = File::open(&options.cgroup_root).map_err(cgroup_error(&options.cgroup_root))?;
+        let proxy_cgroup_id =
+            std::fs::metadata(&options.proxy_cgroup).map_err(cgroup_error(&options.proxy_cgroup))?.ino();
+
+        let carried = make_room(&pins, options.flows_max)?;
+        let mut object = object::open(Some(&pins.maps()), options.flows_max, 0)?;
+        let maps = Maps::open(&pins.maps())?;
+        let kernel = Self {
+            redirect: AtomicBool::new(options.redirect),
+            entries: Mutex::default(),
+            cpus: aya::util::nr_cpus()
+                .map_err(|(_, source)| KernelError::Map { name: "COUNTERS", source })?,
+            options: options.clone(),
+            pins,
+            maps,
+            report,
+            proxy_cgroup_id,
+        };
+        kernel.write_config()?;
+        kernel.clear_dead_process()?;
+        for (cookie, pod) in carried {
+            kernel.insert("PODS", &kernel.maps.pods, &cookie, &pod)?;
+        }
+        if kernel.report.redirect.available() {
+            let program = object::load(&mut object, SK_MSG)?;
+            sys::attach_to_map(&program, &kernel.maps.sockets, AttachType::SkMsgVerdict)
+                .map_err(|source| KernelError::Attach { name: SK_MSG.into(), source })?;
+        }
+        for (name, kind) in CGROUP_PROGRAMS {
+            let program = object::load(&mut object, name)?;
+            attach_pinned(&program, &cgroup, kind, &kernel.pins.links().join(name))
+                .map_err(|source| KernelError::Attach { name: name.into(), source })?;
+        }
+        kernel.take_over_pods()?;
+        Ok(kernel)
+    }
+
+    /// Where the client of an accepted outbound connection wanted to go.
+    pub fn original_destination(&self, netns_cookie: u64, client: SocketAddr) -> Option<SocketAddr> {
+        let end = End { netns_cookie, socket: from_std(client) };
+        let flow = self.maps.original_destinations.find(&end).ok().flatten()?;
+        Some(to_std(flow.original))
+    }
+
+    /// From now until the guard is dropped, an application that accepts a connection from `proxy_end` sees `client`
+    /// as its peer. To be called after bind and before connect.
+    pub fn name_peer(
+        self: &Arc<Self>,
+        netns_cookie: u64,
+        proxy_end: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<PeerName, KernelError> {
+        let end = End { netns_cookie, socket: from_std(proxy_end) };
+        self.insert("PEER_NAMES", &self.maps.peer_names, &end, &from_std(client))?;
+        Ok(PeerName { kernel: Arc::clone(self), end })
+    }
+
+    /// What the hooks have counted since the maps were made.
+    pub fn counters(&self) -> Result<Counters, KernelError> {
+        Counters::read(&self.maps.counters, self.cpus)
+            .map_err(|source| KernelError::Map { name: "COUNTERS", source })
+    }
+
+    /// Name, entries in use, capacity. Walks the maps: for a scrape, not for every connection.
+    pub fn map_fill(&self) -> Result<Vec<(&'static str, usize, u32)>, KernelError> {
+        macro_rules! fill {
+            ($($name:literal = $map:ident),*) => { vec![$((
+                $name,
+                self.maps.$map.keys().map_err(|source| KernelError::Map { name: $name, source })?.len(),
+                self.maps.$map.capacity(),
+            )),*] };
+        }
+        Ok(fill!(
+            "pods" = pods,
+            "excluded_ports" = excluded_ports,
+            "excluded_cidrs" = excluded_cidrs,
+            "original_by_cookie" = original_by_cookie,
+            "original_destinations" = original_destinations,
+            "peer_names" = peer_names,
+            "inbound_listeners" = inbound_listeners,
+            "sockets" = sockets,
+            "legs" = legs
+        ))
+    }
+
+    /// What the start-up probe found.
+    pub fn probe_report(&self) -> &ProbeReport {
+        &self.report
+    }
+
+    /// Switches acceleration for new connections; live ones keep their path. Answers whether it is on now: it stays off
+    /// where the probe failed.
+    pub fn set_redirect(&self, on: bool) -> Result<bool, KernelError> {
+        self.redirect.store(on, Ordering::Relaxed);
+        self.write_config()?;
+        Ok(on && self.report.redirect.available())
+    }
+
+    /// Removes every link, map and pin of this node: for uninstalling. See [`crate::detach_all`].
+    pub fn detach_all(&self) -> Result<(), KernelError> {
+        pins::detach_all(&self.options.pin_dir)
+    }
+
+    fn write_config(&self) -> Result<(), KernelError> {
+        let on = self.redirect.load(Ordering::Relaxed) && self.report.redirect.available();
+        let mut flags = if on { NODE_REDIRECT } else { 0 };
+        if on && self.report.redirect_accepted.available() {
+            flags |= NODE_REDIRECT_ACCEPTED;
+        }
+        let config = NodeConfig { abi_version: ABI_VERSION, flags, proxy_cgroup_id: self.proxy_cgroup_id };
+        self.insert("CONFIG", &self.maps.config, &0, &config)
+    }
+
+    /// The guards of an earlier process are gone with it; nobody else removes what they kept.
+    fn clear_dead_process(&self) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Map { name: "PEER_NAMES", source };
+        for end in self.maps.peer_names.keys().map_err(failed)? {
+            self.maps.peer_names.remove(&end).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn insert<K: crate::table::Plain, V: crate::table::Plain>(
+        &self,
+        name: &'static str,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+    ) -> Result<(), KernelError> {
+        table.insert(key, value).map_err(|source| KernelError::Map { name, source })
+    }
+}
+
+/// Keeps an entry of the peer name map; removes it when dropped.
+pub struct PeerName {
+    kernel: Arc<Kernel>,
+    end: End,
+}
+
+impl Drop for PeerName {
+    fn drop(&mut self) {
+        if let Err(error) = self.kernel.maps.peer_names.remove(&self.end) {
+            tracing::warn!(%error, "a peer name could not be removed");
+        }
+    }
+}
+
+/// Unpins maps that another version or size made, and hands back the pods in them: they stay enrolled throughout. The
+/// links hold the old maps until their programs are replaced.
+fn make_room(pins: &Pins, flows_max: u32) -> Result<Vec<(u64, PodConfig)>, KernelError> {
+    let directory = pins.maps();
+    let pinned = object::MAPS.iter().any(|name| directory.join(name).exists());
+    if !pinned || Maps::open(&directory).is_ok_and(|maps| maps.fit(flows_max)) {
+        return Ok(Vec::new());
+    }
+    tracing::info!("pinned maps are of another version or size: replacing them");
+    // Both layouts are promised to stay: see `docs/kernel.md`.
+    let mut carried = Vec::new();
+    if let Ok(old) = Table::<u64, PodConfig>::open(&directory.join("PODS")) {
+        for cookie in old.keys().unwrap_or_default() {
+            carried.extend(old.find(&cookie).ok().flatten().map(|pod| (cookie, pod)));
+        }
+    }
+    for name in object::MAPS {
+        pins::remove(&directory.join(name))
+            .map_err(|source| KernelError::Pins { path: directory.clone(), source })?;
+    }
+    Ok(carried)
+}
+
+/// Replaces the program behind a pinned link, or attaches and pins a new one.
+pub(crate) fn attach_pinned(
+    program: &OwnedFd,
+    target: &impl std::os::fd::AsFd,
+    kind: AttachType,
+    path: &Path,
+) -> io::Result<OwnedFd> {
+    if let Ok(link) = sys::open_pin(path) {
+        if sys::link_update(&link, program).is_ok() {
+            return Ok(link);
+        }
+        // Its cgroup or namespace is gone, or it is no link: a new one is attached before the pin is replaced.
+    }
+    let link = sys::link_create(program, target, kind)?;
+    pins::pin_again(&link, path)?;
+    Ok(link)
+}
+
+pub(crate) fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => v4_mapped(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => address_from_bytes(v6.octets()),
+    }
+}
+
+pub(crate) fn from_std(address: SocketAddr) -> SocketAddress {
+    SocketAddress::new(self::address(address.ip()), address.port())
+}
+
+pub(crate) fn to_std(address: SocketAddress) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(address_bytes(address.address)).to_canonical(), address.port)
+}

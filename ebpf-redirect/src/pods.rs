@@ -1,0 +1,195 @@
+//! Enrolling and releasing pods: what the maps shall hold for a pod, added before what is stale is removed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{MutexGuard, PoisonError};
+
+use weft_ebpf_common::abi::{
+    DIRECTION_INBOUND, DIRECTION_OUTBOUND, ExcludedPort, FAMILY_V4, FAMILY_V6, InboundKey, POD_NO_REDIRECT,
+    PodConfig, address_bytes, address_from_bytes,
+};
+use weft_ebpf_common::decide::{CIDR_COOKIE_BITS, cidr_key};
+
+use crate::kernel::{Kernel, address, attach_pinned};
+use crate::object::{self, SK_LOOKUP};
+use crate::pins;
+use crate::sys::{self, AttachType};
+use crate::table::CidrKey;
+use crate::{KernelError, PodState};
+
+/// Bits by which a v4-mapped prefix is longer than the IPv4 prefix.
+const MAPPED_BITS: u32 = 96;
+
+/// What the maps hold, by pod. The maps are the truth; this spares walking them.
+pub(crate) type PodEntries = HashMap<u64, PodEntry>;
+
+#[derive(Default)]
+pub(crate) struct PodEntry {
+    ports: HashSet<ExcludedPort>,
+    cidrs: HashSet<CidrKey>,
+    /// The namespace's sk_lookup link.
+    link: Option<OwnedFd>,
+}
+
+fn map(name: &'static str) -> impl Fn(io::Error) -> KernelError {
+    move |source| KernelError::Map { name, source }
+}
+
+impl Kernel {
+    /// Enrols a pod or updates it. Add before remove: never a moment without steering.
+    pub fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
+        let mut entries = self.lock_entries();
+        let entry = entries.entry(pod.netns_cookie).or_default();
+        let ports = wanted_ports(pod);
+        let cidrs = wanted_cidrs(pod);
+        for port in ports.difference(&entry.ports) {
+            self.insert("EXCLUDED_PORTS", &self.maps.excluded_ports, port, &1)?;
+        }
+        for cidr in cidrs.difference(&entry.cidrs) {
+            self.insert("EXCLUDED_CIDRS", &self.maps.excluded_cidrs, cidr, &1)?;
+        }
+        self.listen(pod.netns_cookie, FAMILY_V4, pod.inbound_v4)?;
+        self.listen(pod.netns_cookie, FAMILY_V6, pod.inbound_v6)?;
+        self.insert("PODS", &self.maps.pods, &pod.netns_cookie, &pod_config(pod))?;
+        if entry.link.is_none() {
+            entry.link = Some(self.attach_lookup(pod)?);
+        }
+        for port in entry.ports.difference(&ports) {
+            self.maps.excluded_ports.remove(port).map_err(map("EXCLUDED_PORTS"))?;
+        }
+        for cidr in entry.cidrs.difference(&cidrs) {
+            self.maps.excluded_cidrs.remove(cidr).map_err(map("EXCLUDED_CIDRS"))?;
+        }
+        (entry.ports, entry.cidrs) = (ports, cidrs);
+        Ok(())
+    }
+
+    /// Releases a pod: its new connections bypass the mesh. Live ones are not touched.
+    pub fn release(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        let mut entries = self.lock_entries();
+        let entry = entries.remove(&netns_cookie).unwrap_or_default();
+        pins::detach_link(&self.pins.lookup(netns_cookie))
+            .map_err(|source| KernelError::Attach { name: SK_LOOKUP.into(), source })?;
+        self.maps.pods.remove(&netns_cookie).map_err(map("PODS"))?;
+        for family in [FAMILY_V4, FAMILY_V6] {
+            self.listen(netns_cookie, family, None)?;
+        }
+        for port in &entry.ports {
+            self.maps.excluded_ports.remove(port).map_err(map("EXCLUDED_PORTS"))?;
+        }
+        for cidr in &entry.cidrs {
+            self.maps.excluded_cidrs.remove(cidr).map_err(map("EXCLUDED_CIDRS"))?;
+        }
+        Ok(())
+    }
+
+    /// Cookies of the pods that the kernel holds enrolled now, also from an earlier process.
+    pub fn enrolled(&self) -> Result<Vec<u64>, KernelError> {
+        self.maps.pods.keys().map_err(map("PODS"))
+    }
+
+    /// Puts this process's programs behind the links of an earlier one, and learns what it had excluded.
+    pub(crate) fn take_over_pods(&self) -> Result<(), KernelError> {
+        let mut entries = self.lock_entries();
+        for cookie in self.maps.pods.keys().map_err(map("PODS"))? {
+            entries.entry(cookie).or_default();
+        }
+        let pinned = self
+            .pins
+            .pinned_lookups()
+            .map_err(|source| KernelError::Pins { path: self.pins.lookups(), source })?;
+        for cookie in pinned {
+            let path = self.pins.lookup(cookie);
+            let Some(entry) = entries.get_mut(&cookie) else {
+                // Half released by a process that died.
+                pins::detach_link(&path).map_err(|source| KernelError::Pins { path, source })?;
+                continue;
+            };
+            let program = self.lookup_program(cookie)?;
+            let link =
+                sys::open_pin(&path).map_err(|source| KernelError::Pins { path: path.clone(), source })?;
+            match sys::link_update(&link, &program) {
+                Ok(()) => entry.link = Some(link),
+                // The namespace is gone; the pod will be released.
+                Err(_) => pins::remove(&path).map_err(|source| KernelError::Pins { path, source })?,
+            }
+        }
+        for port in self.maps.excluded_ports.keys().map_err(map("EXCLUDED_PORTS"))? {
+            entries.entry(port.netns_cookie).or_default().ports.insert(port);
+        }
+        for cidr in self.maps.excluded_cidrs.keys().map_err(map("EXCLUDED_CIDRS"))? {
+            let [high, low] = cidr.data.netns_cookie_be.map(u32::from_be);
+            let cookie = u64::from(high) << 32 | u64::from(low);
+            entries.entry(cookie).or_default().cidrs.insert(cidr);
+        }
+        Ok(())
+    }
+
+    /// A poisoned lock means that a thread died between two map writes; the maps are still the truth.
+    fn lock_entries(&self) -> MutexGuard<'_, PodEntries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lookup_program(&self, netns_cookie: u64) -> Result<OwnedFd, KernelError> {
+        let mut object = object::open(Some(&self.pins.maps()), self.options.flows_max, netns_cookie)?;
+        object::load(&mut object, SK_LOOKUP)
+    }
+
+    fn attach_lookup(&self, pod: &PodState<'_>) -> Result<OwnedFd, KernelError> {
+        let program = self.lookup_program(pod.netns_cookie)?;
+        let path = self.pins.lookup(pod.netns_cookie);
+        attach_pinned(&program, &pod.netns, AttachType::SkLookup, &path)
+            .map_err(|source| KernelError::Attach { name: SK_LOOKUP.into(), source })
+    }
+
+    fn listen(
+        &self,
+        netns_cookie: u64,
+        family: u32,
+        socket: Option<BorrowedFd<'_>>,
+    ) -> Result<(), KernelError> {
+        let key = InboundKey { netns_cookie, family, pad: [0; 4] };
+        let listeners = &self.maps.inbound_listeners;
+        match socket {
+            Some(socket) => self.insert("INBOUND_LISTENERS", listeners, &key, &socket.as_raw_fd()),
+            None => listeners.remove(&key).map(drop).map_err(map("INBOUND_LISTENERS")),
+        }
+    }
+}
+
+fn pod_config(pod: &PodState<'_>) -> PodConfig {
+    let v4 = pod.addresses.iter().copied().find(IpAddr::is_ipv4);
+    let v6 = pod.addresses.iter().copied().find(IpAddr::is_ipv6);
+    PodConfig {
+        outbound_v4: address(v4.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))),
+        outbound_v6: address(v6.unwrap_or(IpAddr::V6(Ipv6Addr::LOCALHOST))),
+        outbound_port: pod.outbound_port,
+        flags: if pod.redirect { 0 } else { POD_NO_REDIRECT },
+        pad: [0; 4],
+    }
+}
+
+fn wanted_ports(pod: &PodState<'_>) -> HashSet<ExcludedPort> {
+    let of = |direction| {
+        move |port: &u16| ExcludedPort { netns_cookie: pod.netns_cookie, port: *port, direction, pad: [0; 4] }
+    };
+    let inbound = pod.excluded_inbound_ports.iter().map(of(DIRECTION_INBOUND));
+    inbound.chain(pod.excluded_outbound_ports.iter().map(of(DIRECTION_OUTBOUND))).collect()
+}
+
+fn wanted_cidrs(pod: &PodState<'_>) -> HashSet<CidrKey> {
+    pod.excluded_outbound_cidrs
+        .iter()
+        .map(|(prefix, length)| {
+            let mapped = if prefix.is_ipv4() { MAPPED_BITS } else { 0 };
+            // A prefix longer than an address excludes just that address.
+            let bits = (u32::from(*length) + mapped).min(128);
+            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+            let network = u128::from_be_bytes(address_bytes(address(*prefix))) & mask;
+            let network = address_from_bytes(network.to_be_bytes());
+            CidrKey { prefix_bits: CIDR_COOKIE_BITS + bits, data: cidr_key(pod.netns_cookie, network) }
+        })
+        .collect()
+}

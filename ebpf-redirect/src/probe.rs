@@ -1,0 +1,246 @@
+//! The start-up probe: does sk_msg acceleration behave on this kernel? Real sockets in a namespace of their own, once
+//! redirected and once only present in the map, which some kernels get wrong. What fails turns redirect off, no more.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use weft_ebpf_common::abi::{LEG_UNDECIDED, Leg, SocketKey};
+
+use crate::kernel::from_std;
+use crate::object::{self, SK_MSG};
+use crate::sys::{self, AttachType};
+use crate::table::Table;
+
+/// How long one step may take. A lost wake-up shows as this time-out; a healthy kernel needs microseconds.
+const STEP: Duration = Duration::from_secs(2);
+/// Enough for the probe's two sockets.
+const PROBE_FLOWS: u32 = 4;
+
+/// Whether something can be used, or why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feature {
+    Available,
+    Off(String),
+}
+
+impl Feature {
+    pub fn available(&self) -> bool {
+        *self == Feature::Available
+    }
+}
+
+/// What the start-up probe found. What Weft cannot do without is not listed: without it loading fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeReport {
+    pub kernel: String,
+    /// sk_msg acceleration.
+    pub redirect: Feature,
+    /// The same for sockets that applications accept.
+    pub redirect_accepted: Feature,
+    /// What is known to be wrong and is tolerated: FIONREAD on an accelerated socket whose peer sent its first bytes
+    /// before both ends were in the map, which makes that direction use the stack.
+    pub caveat: Option<String>,
+}
+
+/// Runs the probe in a thread and a network namespace of its own.
+pub(crate) fn run() -> ProbeReport {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+    let result =
+        std::thread::spawn(behaviour).join().unwrap_or_else(|_| Err("the probe panicked".to_owned()));
+    let (redirect, caveat) = match result {
+        Ok(caveat) => (Feature::Available, caveat),
+        Err(reason) => (Feature::Off(reason), None),
+    };
+    let redirect_accepted = if redirect.available() { accepted_sockets() } else { redirect.clone() };
+    ProbeReport { kernel, redirect, redirect_accepted, caveat }
+}
+
+/// A plain TCP child of an MPTCP listener (Go's default) must not be in a socket map on kernels before 6.18: `accept()`
+/// then takes it for an MPTCP socket. The hook cannot tell such a child from others.
+fn accepted_sockets() -> Feature {
+    let mptcp = fs::read_to_string("/proc/sys/net/mptcp/enabled").is_ok();
+    if mptcp && !object::kernel_at_least(6, 18) {
+        return Feature::Off("kernels before 6.18 confuse accepted sockets with MPTCP".to_owned());
+    }
+    Feature::Available
+}
+
+fn behaviour() -> Result<Option<String>, String> {
+    // SAFETY: only this thread changes its namespace, and it ends with the probe.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+        .map_err(|error| format!("no namespace to probe in: {error}"))?;
+    loopback_up().map_err(|error| format!("no loopback to probe on: {error}"))?;
+    let redirected = Exchange { redirected: true, fionread: None };
+    if let Some(wrong) = redirected.run().map_err(|reason| format!("redirected sockets: {reason}"))? {
+        return Err(format!("redirected sockets: {wrong}"));
+    }
+    let present = Exchange { redirected: false, fionread: None };
+    let caveat = present.run().map_err(|reason| format!("sockets only in the map: {reason}"))?;
+    Ok(caveat.map(|wrong| format!("sockets only in the map: {wrong}")))
+}
+
+fn loopback_up() -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: an all-zero ifreq is valid; the call reads and writes only that.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// One pair of sockets: sends both ways, looks at readiness and FIONREAD, and closes each half.
+struct Exchange {
+    redirected: bool,
+    /// The first wrong answer of FIONREAD.
+    fionread: Option<String>,
+}
+
+impl Exchange {
+    /// What FIONREAD got wrong, if all else behaves.
+    fn run(mut self) -> Result<Option<String>, String> {
+        let mut object = object::open(None, PROBE_FLOWS, 0).map_err(|error| chain(&error))?;
+        let program = object::load(&mut object, SK_MSG).map_err(|error| chain(&error))?;
+        let sockets: Table<SocketKey, u32> = Table::new(map_fd(&object, "SOCKETS")?).map_err(text)?;
+        let legs: Table<SocketKey, Leg> = Table::new(map_fd(&object, "LEGS")?).map_err(text)?;
+        sys::attach_to_map(&program, &sockets, AttachType::SkMsgVerdict)
+            .map_err(|error| format!("sk_msg cannot be attached: {error}"))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(text)?;
+        let to = listener.local_addr().map_err(text)?;
+        let mut one = TcpStream::connect(to).map_err(text)?;
+        let (mut other, _) = listener.accept().map_err(text)?;
+        for stream in [&one, &other] {
+            stream.set_read_timeout(Some(STEP)).map_err(text)?;
+            stream.set_write_timeout(Some(STEP)).map_err(text)?;
+            let key = key(stream).map_err(text)?;
+            sockets.insert(&key, &(stream.as_raw_fd() as u32)).map_err(text)?;
+            if self.redirected {
+                legs.insert(&key, &Leg { path: LEG_UNDECIDED, pad: [0; 4] }).map_err(text)?;
+            }
+        }
+        self.direction(&mut one, &mut other)?;
+        self.direction(&mut other, &mut one)?;
+        end(&one, &mut other)?;
+        // The other half still works.
+        self.direction(&mut other, &mut one)?;
+        end(&other, &mut one)?;
+        Ok(self.fionread)
+    }
+
+    /// One message: readiness, FIONREAD before and after a partial read, and the bytes.
+    fn direction(&mut self, from: &mut TcpStream, to: &mut TcpStream) -> Result<(), String> {
+        let sent: Vec<u8> = (0..4096u32).map(|index| (index % 251) as u8).collect();
+        let wake = Wake::on(to)?;
+        from.write_all(&sent).map_err(|error| format!("send: {error}"))?;
+        wake.wait("data")?;
+        self.expect_readable(to, sent.len())?;
+        let mut received = vec![0; sent.len()];
+        to.read_exact(&mut received[..1000]).map_err(|error| format!("partial read: {error}"))?;
+        self.expect_readable(to, sent.len() - 1000)?;
+        to.read_exact(&mut received[1000..]).map_err(|error| format!("read: {error}"))?;
+        if received == sent { Ok(()) } else { Err("bytes differ".to_owned()) }
+    }
+
+    fn expect_readable(&mut self, stream: &TcpStream, expected: usize) -> Result<(), String> {
+        let seen = rustix::io::ioctl_fionread(stream).map_err(|error| format!("FIONREAD: {error}"))?;
+        if seen != expected as u64 {
+            self.fionread.get_or_insert_with(|| format!("FIONREAD says {seen}, not {expected}"));
+        }
+        Ok(())
+    }
+}
+
+fn end(from: &TcpStream, to: &mut TcpStream) -> Result<(), String> {
+    let wake = Wake::on(to)?;
+    from.shutdown(Shutdown::Write).map_err(|error| format!("shutdown: {error}"))?;
+    wake.wait("end of file")?;
+    match to.read(&mut [0; 16]) {
+        Ok(0) => Ok(()),
+        Ok(more) => Err(format!("{more} bytes after the end")),
+        Err(error) => Err(format!("end of file: {error}")),
+    }
+}
+
+/// An edge-triggered registration, as the proxy's runtime makes them: it sees wake-ups, not levels.
+struct Wake(OwnedFd);
+
+impl Wake {
+    fn on(stream: &TcpStream) -> Result<Self, String> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| format!("epoll: {error}"))?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        epoll::add(&epoll, stream, epoll::EventData::new_u64(0), flags)
+            .map_err(|error| format!("epoll: {error}"))?;
+        Ok(Self(epoll))
+    }
+
+    fn wait(&self, what: &str) -> Result<(), String> {
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        let timeout = rustix::event::Timespec { tv_sec: STEP.as_secs() as i64, tv_nsec: 0 };
+        match epoll::wait(&self.0, events.as_mut_slice(), Some(&timeout)) {
+            Ok(1..) => Ok(()),
+            Ok(_) => Err(format!("no wake-up for {what}")),
+            Err(error) => Err(format!("epoll: {error}")),
+        }
+    }
+}
+
+fn key(stream: &TcpStream) -> io::Result<SocketKey> {
+    let (local, remote): (SocketAddr, SocketAddr) = (stream.local_addr()?, stream.peer_addr()?);
+    let netns_cookie = netns_cookie(stream)?;
+    Ok(SocketKey { netns_cookie, local: from_std(local), remote: from_std(remote) })
+}
+
+/// The cookie of the namespace that a socket was made in.
+fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    /// Since 5.14; not yet in the libc crate for every target.
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+fn map_fd(object: &aya::Ebpf, name: &str) -> Result<OwnedFd, String> {
+    use aya::maps::Map;
+    let data = match object.map(name) {
+        Some(Map::SockHash(data) | Map::HashMap(data)) => data,
+        _ => return Err(format!("no map {name} in the object")),
+    };
+    data.fd().as_fd().try_clone_to_owned().map_err(text)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
