@@ -56,7 +56,7 @@ pub struct OpaqueUpstream {
     pub io: UpstreamIo,
     pub peer: Option<VerifiedPeer>,
     /// Straight to an application of this node: the inbound side's record and right to go on.
-    pub session: Option<Session>,
+    pub session: Option<Box<Session>>,
 }
 
 /// How a destination is reached.

@@ -25,7 +25,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// What an L4 client gets.
 pub enum HandOver {
     /// The application's own socket, to be copied to directly.
-    Direct(TcpStream, Session),
+    Direct(TcpStream, Box<Session>),
     /// Policy or the port's protocol wants to look into it first.
     Inspected(DuplexStream),
 }
@@ -140,7 +140,8 @@ pub async fn hand_over_opaque(
         record.policy(by.clone());
     }
     let node = Arc::clone(node);
-    Ok(HandOver::Direct(tcp, Session { node, incoming, permit, record, refusal: None, _name: name }))
+    let session = Session { node, incoming, permit, record, refusal: None, _name: name };
+    Ok(HandOver::Direct(tcp, Box::new(session)))
 }
 
 /// Serves the inbound side of a pipe; gives its other end.

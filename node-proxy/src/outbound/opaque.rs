@@ -172,12 +172,12 @@ async fn copy(
     source: &Source,
     tcp: TcpStream,
     io: UpstreamIo,
-    mut session: Option<Session>,
+    mut session: Option<Box<Session>>,
     first: Bytes,
     bytes: Arc<ByteCounts>,
 ) -> CloseReason {
     let mut counts = vec![bytes];
-    counts.extend(session.as_ref().map(Session::bytes));
+    counts.extend(session.as_ref().map(|session| session.bytes()));
     let inbound = async {
         match &mut session {
             Some(session) => session.ended().await,

@@ -20,6 +20,9 @@ use crate::identity::VerifiedPeer;
 /// A GOAWAY may overtake a request: such a one is tried again on another tunnel, so often.
 const OPEN_ATTEMPTS_MAX: usize = 3;
 
+/// Fewer keys than this are not worth looking through.
+const SWEEP_KEYS_MIN: usize = 256;
+
 /// What must be equal for two streams to share a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolKey {
@@ -34,24 +37,55 @@ pub struct PoolKey {
     pub netns_cookie: u64,
 }
 
-type Dial = Shared<BoxFuture<'static, Result<Arc<Tunnel>, TunnelError>>>;
+type Dialling = BoxFuture<'static, Result<Arc<Tunnel>, TunnelError>>;
 
 #[derive(Default)]
 struct Entry {
     tunnels: Vec<Arc<Tunnel>>,
     /// At most one dial at a time; everybody who needs a tunnel waits for it. Weak: without a waiter it is given up.
-    dial: Option<WeakShared<BoxFuture<'static, Result<Arc<Tunnel>, TunnelError>>>>,
+    dial: Option<WeakShared<Dialling>>,
 }
 
 /// Open tunnels by [`PoolKey`].
 #[derive(Default)]
 pub struct Pool {
-    entries: Mutex<HashMap<PoolKey, Arc<Mutex<Entry>>>>,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_key: HashMap<PoolKey, Arc<Mutex<Entry>>>,
+    /// With so many keys it is time to forget unused ones: pods that are gone leave nothing behind.
+    sweep_at: usize,
+}
+
+impl Entries {
+    fn of(&mut self, key: &PoolKey) -> Arc<Mutex<Entry>> {
+        if let Some(entry) = self.by_key.get(key) {
+            return Arc::clone(entry);
+        }
+        if self.by_key.len() >= self.sweep_at {
+            self.sweep();
+            self.sweep_at = SWEEP_KEYS_MIN.max(self.by_key.len() * 2);
+        }
+        Arc::clone(self.by_key.entry(key.clone()).or_default())
+    }
+
+    fn sweep(&mut self) {
+        self.by_key.retain(|_, shared| {
+            let mut entry = shared.lock();
+            entry.tunnels.retain(|tunnel| !tunnel.retired());
+            let dialling = entry.dial.as_ref().is_some_and(|dial| dial.upgrade().is_some());
+            // Somebody holds it who is about to dial.
+            let held = Arc::strong_count(shared) > 1;
+            dialling || held || !entry.tunnels.is_empty()
+        });
+    }
 }
 
 enum Step {
     Use(Reserved),
-    Wait(Dial),
+    Wait(Shared<Dialling>),
 }
 
 impl Pool {
@@ -95,7 +129,7 @@ impl Pool {
     where
         F: Future<Output = Result<Arc<Tunnel>, TunnelError>> + Send + 'static,
     {
-        let shared = Arc::clone(self.entries.lock().entry(key.clone()).or_default());
+        let shared = self.entries.lock().of(key);
         let mut entry = shared.lock();
         entry.tunnels.retain(|tunnel| !tunnel.retired());
         if let Some(reserved) = entry.tunnels.iter().find_map(Tunnel::reserve) {
@@ -125,21 +159,9 @@ impl Pool {
         Ok(Step::Wait(running))
     }
 
-    /// Forgets keys without tunnels. To be called now and then, so that pods that are gone leave nothing behind.
-    pub fn sweep(&self) {
-        self.entries.lock().retain(|_, shared| {
-            let mut entry = shared.lock();
-            entry.tunnels.retain(|tunnel| !tunnel.retired());
-            let dialling = entry.dial.as_ref().is_some_and(|dial| dial.upgrade().is_some());
-            // Somebody holds it who is about to dial.
-            let held = Arc::strong_count(shared) > 1;
-            dialling || held || !entry.tunnels.is_empty()
-        });
-    }
-
     /// Retires what matches: live streams finish, new ones get new tunnels.
     pub fn retire(&self, matches: impl Fn(&PoolKey) -> bool) {
-        for (_, shared) in self.entries.lock().iter().filter(|(key, _)| matches(key)) {
+        for (_, shared) in self.entries.lock().by_key.iter().filter(|(key, _)| matches(key)) {
             shared.lock().tunnels.drain(..).for_each(|tunnel| tunnel.retire());
         }
     }
@@ -147,7 +169,11 @@ impl Pool {
     /// How many tunnels are open.
     pub fn len(&self) -> usize {
         let entries = self.entries.lock();
-        entries.values().map(|shared| shared.lock().tunnels.iter().filter(|t| !t.retired()).count()).sum()
+        entries
+            .by_key
+            .values()
+            .map(|shared| shared.lock().tunnels.iter().filter(|t| !t.retired()).count())
+            .sum()
     }
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -150,6 +150,16 @@ impl Sender {
     }
 }
 
+impl Drop for Sender {
+    /// Dropped without an end: somebody gave up. HTTP/2 would say CANCEL and discard what is queued, which reads as an
+    /// orderly end of less than was sent; so it is a reset.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reset();
+        }
+    }
+}
+
 fn is_end(error: &h2::Error) -> bool {
     error.is_reset() && matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL))
 }
