@@ -73,7 +73,7 @@ fn pods_talk_across_nodes_and_through_services_and_nothing_is_left() {
     let six = lab.exec_ok("lab/client", &["curl", "-sS", "-g", "http://[fd00:10:96::10]/"]).unwrap();
     assert!(six.contains("\"peer\":\"[fd00:10:244:1::2]:"), "{six}");
     // A headless name leads to the pod itself, on the other node.
-    let far = lab.exec_ok("lab/client", &["curl", "-sS", "http://far.lab.svc.cluster.local:8080/"]).unwrap();
+    let far = lab.exec_ok("lab/client", &["curl", "-4sS", "http://far.lab.svc.cluster.local:8080/"]).unwrap();
     assert!(far.contains("\"version\":\"v2\"") && far.contains("\"peer\":\"10.244.1.2:"), "{far}");
 
     let capture = lab.capture("node2", "tcp").unwrap();

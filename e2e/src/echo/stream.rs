@@ -96,7 +96,10 @@ fn pattern() -> Vec<u8> {
         state ^= state << 17;
         state.to_le_bytes()[3]
     };
-    std::iter::repeat_with(next).take(PATTERN_BYTES + CHUNK_BYTES).collect()
+    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(PATTERN_BYTES).collect();
+    // Its own beginning follows its end, so that a chunk at any offset is one slice.
+    bytes.extend_from_within(..CHUNK_BYTES);
+    bytes
 }
 
 fn at(pattern: &[u8], offset: u64, length: usize) -> &[u8] {
@@ -254,4 +257,20 @@ async fn hold(settings: &Settings) -> Result<Value> {
         bail!("{} of {} connections", streams.len(), settings.count);
     }
     Ok(json!({"held": streams.len()}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_depends_on_its_offset_alone() {
+        let pattern = pattern();
+        let end = PATTERN_BYTES as u64;
+        for offset in [0, 7, end - 100, end - 1, end, 5 * end - 50] {
+            for (i, byte) in at(&pattern, offset, 200).iter().enumerate() {
+                assert_eq!(*byte, at(&pattern, offset + i as u64, 1)[0], "offset {offset} + {i}");
+            }
+        }
+    }
 }

@@ -101,10 +101,10 @@ fn add_node(lab: &str, index: u16, nodes: u16) -> Result<()> {
         "link set eth0 up".into(),
     ];
     on_underlay.push(format!("route add 10.244.{index}.0/24 via {}", node_ip(index)));
-    on_underlay.push(format!("-6 route add fd00:10:244:{index:x}::/64 via {}", node_ip6(index)));
+    on_underlay.push(format!("route add fd00:10:244:{index:x}::/64 via {}", node_ip6(index)));
     for other in (1..=nodes).filter(|o| *o != index) {
         on_node.push(format!("route add 10.244.{other}.0/24 via {}", node_ip(other)));
-        on_node.push(format!("-6 route add fd00:10:244:{other:x}::/64 via {}", node_ip6(other)));
+        on_node.push(format!("route add fd00:10:244:{other:x}::/64 via {}", node_ip6(other)));
     }
     ip_batch(&underlay, &on_underlay)?;
     ip_batch(&node, &on_node)
@@ -125,11 +125,11 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
     let mut on_pod = vec!["link set eth0 up".to_owned()];
     for (ip, gateway) in pod.ips.iter().zip(&gateways) {
         let bits = if ip.is_ipv4() { 32 } else { 128 };
-        let family = if ip.is_ipv4() { "-4" } else { "-6" };
+        let everywhere = if ip.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         on_pod.push(format!("address add {ip}/{bits} dev eth0{}", if ip.is_ipv4() { "" } else { " nodad" }));
-        on_pod.push(format!("{family} route add {gateway}/{bits} dev eth0"));
-        on_pod.push(format!("{family} route add default via {gateway} dev eth0"));
-        on_node.push(format!("{family} route add {ip}/{bits} dev {host}"));
+        on_pod.push(format!("route add {gateway}/{bits} dev eth0"));
+        on_pod.push(format!("route add {everywhere} via {gateway} dev eth0"));
+        on_node.push(format!("route add {ip}/{bits} dev {host}"));
     }
     ip_batch(&node, &on_node)?;
     ip_batch(&pod.netns, &on_pod)
