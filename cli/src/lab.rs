@@ -63,7 +63,8 @@ pub(crate) enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         words: Vec<String>,
     },
-    /// Show a log: of a pod (namespace/pod), of a node (node1) or of the control plane (control)
+    /// Show a log: of a pod (namespace/pod), of a node (node1, or node1.access for its access log) or of the control
+    /// plane (control)
     Logs {
         #[command(flatten)]
         name: Name,
@@ -150,6 +151,9 @@ fn log_of(lab: &Lab, of: &str) -> Result<PathBuf> {
     if lab.nodes().iter().any(|n| n == of) {
         return Ok(lab.node_log(of));
     }
+    if let Some(node) = of.strip_suffix(".access").filter(|of| lab.nodes().iter().any(|n| n == of)) {
+        return Ok(lab.access_log(node));
+    }
     let (pod, container) = match of.split('/').collect::<Vec<_>>()[..] {
         [namespace, name] => (format!("{namespace}/{name}"), None),
         [namespace, name, container] => (format!("{namespace}/{name}"), Some(container)),
@@ -229,7 +233,7 @@ fn status(lab: &Lab, output: Format) -> Result<ExitCode> {
         let pid = pids.first().map_or_else(|| "not running".into(), |p| format!("pid {p}"));
         vec![name, pid]
     });
-    print!("{}\n", table(&["PROCESS", "STATE"], rows));
+    println!("{}", table(&["PROCESS", "STATE"], rows));
     print_pods(&lab.state().pods);
     Ok(ExitCode::SUCCESS)
 }

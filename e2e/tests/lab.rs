@@ -54,7 +54,8 @@ spec:
 "#;
 
 fn lab(name: &str) -> Lab {
-    Lab::up_with(name, MANIFESTS, Options { mesh: false, ..Options::default() }).unwrap()
+    Lab::up_with(name, MANIFESTS, Options { mesh: false, ..Options::default() })
+        .expect("a lab without a mesh")
 }
 
 #[test]
@@ -161,5 +162,5 @@ fn assert_nothing_left(name: &str) {
     for directory in ["/run/netns", "/run/weft-lab", "/sys/fs/bpf/weft-lab"] {
         assert_eq!(left(directory), Vec::<String>::new(), "in {directory}");
     }
-    assert!(!cgroup::v2_root().unwrap().join("weft-lab").join(name).exists());
+    assert!(!cgroup::v2_root().expect("cgroup v2").join("weft-lab").join(name).exists());
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::admin::{self, Admin};
 use super::network::{UNDERLAY_IP, node_netns, underlay_netns};
-use super::process::{Place, start};
+use super::process::{Place, start, start_with_output};
 use super::{Lab, cgroup, process};
 
 /// Enough for a first start on a loaded two-core machine: keys, probes and programs included.
@@ -111,7 +111,7 @@ impl Lab {
             cgroup: self.agent_cgroup(node),
             files: Vec::new(),
         };
-        start(command, &place, &self.node_log(node))?;
+        start_with_output(command, &place, &self.node_log(node), &self.access_log(node))?;
         Ok(())
     }
 
@@ -156,6 +156,11 @@ impl Lab {
 
     pub fn node_log(&self, node: &str) -> PathBuf {
         self.logs_directory().join(format!("{node}.log"))
+    }
+
+    /// What the node logs of connections and requests, a JSON object per line.
+    pub fn access_log(&self, node: &str) -> PathBuf {
+        self.logs_directory().join(format!("{node}.access.log"))
     }
 
     /// Where the node's hooks and maps are pinned.

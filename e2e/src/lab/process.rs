@@ -45,8 +45,6 @@ impl Place {
                 if !files.is_empty() {
                     own_files(&files)?;
                 }
-                // A session of its own: a Ctrl-C at the terminal that started the lab does not reach its pods.
-                libc::setsid();
                 Ok(())
             });
         }
@@ -81,13 +79,31 @@ fn own_files(files: &[(CString, CString)]) -> io::Result<()> {
 }
 
 /// Starts a background process that appends what it says to `log`, and reaps it when it ends. Returns its pid.
-pub(crate) fn start(mut command: Command, place: &Place, log: &Path) -> Result<u32> {
+pub(crate) fn start(command: Command, place: &Place, log: &Path) -> Result<u32> {
+    start_with_output(command, place, log, log)
+}
+
+/// Like [`start`], with standard output apart from standard error.
+pub(crate) fn start_with_output(
+    mut command: Command,
+    place: &Place,
+    log: &Path,
+    output: &Path,
+) -> Result<u32> {
     if let Some(directory) = log.parent() {
         fs::create_dir_all(directory)?;
     }
-    let out = OpenOptions::new().create(true).append(true).open(log)?;
-    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+    let open = |file: &Path| OpenOptions::new().create(true).append(true).open(file);
+    command.stdin(Stdio::null()).stdout(open(output)?).stderr(open(log)?);
     place.apply(&mut command)?;
+    // SAFETY: a system call without arguments, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // A session of its own: a Ctrl-C at the terminal that started the lab does not reach its processes.
+            libc::setsid();
+            Ok(())
+        });
+    }
     let program = command.get_program().to_string_lossy().into_owned();
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let pid = child.id();
