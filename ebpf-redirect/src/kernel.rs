@@ -277,12 +277,12 @@ pub(crate) fn attach_pinned(
     kind: AttachType,
     path: &Path,
 ) -> io::Result<OwnedFd> {
-    if let Ok(link) = sys::open_pin(path) {
-        if sys::link_update(&link, program).is_ok() {
-            return Ok(link);
-        }
-        // Its cgroup or namespace is gone, or it is no link: a new one is attached before the pin is replaced.
+    if let Ok(link) = sys::open_pin(path)
+        && sys::link_update(&link, program).is_ok()
+    {
+        return Ok(link);
     }
+    // None, or its cgroup or namespace is gone: a new one is attached before the pin is replaced.
     let link = sys::link_create(program, target, kind)?;
     pins::pin_again(&link, path)?;
     Ok(link)

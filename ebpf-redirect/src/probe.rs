@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use weft_ebpf_common::abi::{LEG_UNDECIDED, Leg, SocketKey};
+use weft_ebpf_common::abi::{Leg, SocketKey};
 
 use crate::kernel::from_std;
 use crate::object::{self, SK_MSG};
@@ -42,8 +42,8 @@ pub struct ProbeReport {
     pub redirect: Feature,
     /// The same for sockets that applications accept.
     pub redirect_accepted: Feature,
-    /// What is known to be wrong and is tolerated: FIONREAD on an accelerated socket whose peer sent its first bytes
-    /// before both ends were in the map, which makes that direction use the stack.
+    /// What is known to be wrong and is tolerated: FIONREAD on a socket in the map whose peer sends through
+    /// the stack: after `REDIRECT_BYTES_MAX`, or if its first bytes left before both ends were in the map.
     pub caveat: Option<String>,
 }
 
@@ -125,7 +125,7 @@ impl Exchange {
             let key = key(stream).map_err(text)?;
             sockets.insert(&key, &(stream.as_raw_fd() as u32)).map_err(text)?;
             if self.redirected {
-                legs.insert(&key, &Leg { path: LEG_UNDECIDED, pad: [0; 4] }).map_err(text)?;
+                legs.insert(&key, &Leg::NEW).map_err(text)?;
             }
         }
         self.direction(&mut one, &mut other)?;

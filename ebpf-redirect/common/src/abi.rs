@@ -131,19 +131,30 @@ pub struct SocketKey {
     pub remote: SocketAddress,
 }
 
-/// Value of `LEGS`: which way the bytes go that this socket sends. Set by its first message, then never changed:
-/// bytes in two queues would overtake each other.
+/// Value of `LEGS`: which way the bytes go that this socket sends. Set by its first message; later it may only change
+/// from redirected to the stack, because the receiver empties the redirected queue first.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leg {
     /// `LEG_*`.
     pub path: u32,
     pub pad: [u8; 4],
+    /// Bytes redirected so far.
+    pub redirected_bytes: u64,
+}
+
+impl Leg {
+    pub const NEW: Self = Self { path: LEG_UNDECIDED, pad: [0; 4], redirected_bytes: 0 };
 }
 
 pub const LEG_UNDECIDED: u32 = 0;
 pub const LEG_REDIRECT: u32 = 1;
 pub const LEG_STACK: u32 = 2;
+
+/// Bytes redirected in one direction of a connection before it goes on through the stack. The kernel does not hold back
+/// a redirecting sender (256 MiB were queued for a reader that did not read), so this bounds what may lie unread: as
+/// much as a tunnel's connection window.
+pub const REDIRECT_BYTES_MAX: u64 = 16 << 20;
 
 /// Key of `INBOUND_LISTENERS` (SockHash). Each pod's sk_lookup program carries its own namespace's cookie, so two pods
 /// with one address do not meet.
@@ -183,5 +194,5 @@ const _: () = assert!(size_of::<ExcludedCidr>() == 24);
 const _: () = assert!(size_of::<End>() == 32);
 const _: () = assert!(size_of::<Flow>() == 32);
 const _: () = assert!(size_of::<SocketKey>() == 56);
-const _: () = assert!(size_of::<Leg>() == 8);
+const _: () = assert!(size_of::<Leg>() == 16);
 const _: () = assert!(size_of::<InboundKey>() == 16);

@@ -4,8 +4,8 @@
 //! function of this file, and write. Start with [`connect`].
 
 use crate::abi::{
-    Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_REDIRECT, LEG_STACK, LEG_UNDECIDED, PodConfig,
-    SocketAddress, v4_mapped,
+    Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_REDIRECT, LEG_STACK, LEG_UNDECIDED, Leg, PodConfig,
+    REDIRECT_BYTES_MAX, SocketAddress, v4_mapped,
 };
 use crate::count::Outcome;
 
@@ -145,12 +145,14 @@ pub fn peer_name(family: u32, name: Option<SocketAddress>) -> Option<SocketAddre
     }
 }
 
-/// Which path a socket's messages take from its first on.
+/// The path of a socket's next message. From redirected to the stack is the only change: the receiver reads its
+/// redirected queue before the stack's, so nothing overtakes; the other way round it would.
 #[inline(always)]
-pub fn path(current: u32, peer_inserted: impl FnOnce() -> bool) -> u32 {
-    match current {
+pub fn path(leg: &Leg, peer_inserted: impl FnOnce() -> bool) -> u32 {
+    match leg.path {
         LEG_UNDECIDED if peer_inserted() => LEG_REDIRECT,
         LEG_UNDECIDED => LEG_STACK,
+        LEG_REDIRECT if leg.redirected_bytes >= REDIRECT_BYTES_MAX => LEG_STACK,
         decided => decided,
     }
 }

@@ -1,5 +1,5 @@
-//! `sk_msg`: puts what one end of a local leg sends straight into the receive queue of the other. Decided once per
-//! direction by the first message, because bytes in two queues would overtake each other. Fails open into the stack
+//! `sk_msg`: puts what one end of a local leg sends straight into the receive queue of the other. Decided for each
+//! direction by its first message; after `REDIRECT_BYTES_MAX` the direction goes on through the stack. Fails open into the stack
 //! before that decision and closed (an error to the sender) after it.
 
 use aya_ebpf::EbpfContext as _;
@@ -7,7 +7,7 @@ use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::sk_msg;
 use aya_ebpf::programs::SkMsgContext;
-use weft_ebpf_common::abi::{LEG_REDIRECT, LEG_UNDECIDED, SocketAddress, SocketKey};
+use weft_ebpf_common::abi::{LEG_REDIRECT, SocketAddress, SocketKey};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
@@ -17,24 +17,20 @@ const SK_PASS: u32 = 1;
 
 #[sk_msg]
 pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
-    let mut own = key(&ctx);
+    let own = key(&ctx);
     let bytes = u64::from(ctx.size());
     let Some(leg) = LEGS.get_ptr_mut(&own) else {
         return stack(bytes);
     };
     // SAFETY: a map value stays valid while the program runs; a socket's messages are serialised by its lock.
-    let current = unsafe { (*leg).path };
-    core::mem::swap(&mut own.local, &mut own.remote);
-    let mut peer = own;
+    let leg = unsafe { &mut *leg };
+    let mut peer = SocketKey { netns_cookie: own.netns_cookie, local: own.remote, remote: own.local };
     // SAFETY: only the presence of the entry is used.
-    let path = decide::path(current, || unsafe { LEGS.get(&peer).is_some() });
-    if current == LEG_UNDECIDED {
-        // SAFETY: as above.
-        unsafe { (*leg).path = path };
-    }
-    if path != LEG_REDIRECT {
+    leg.path = decide::path(leg, || unsafe { LEGS.get(&peer).is_some() });
+    if leg.path != LEG_REDIRECT {
         return stack(bytes);
     }
+    leg.redirected_bytes += bytes;
     let verdict = SOCKETS.redirect_msg(&ctx, &mut peer, u64::from(BPF_F_INGRESS)) as u32;
     if verdict == SK_PASS {
         count(Outcome::MessageRedirected);

@@ -12,8 +12,8 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use weft_ebpf_common::abi::{
-    End, Flow, LEG_STACK, LEG_UNDECIDED, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, POD_NO_REDIRECT,
-    PodConfig, SocketAddress, SocketKey,
+    End, Flow, LEG_STACK, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, POD_NO_REDIRECT, PodConfig,
+    SocketAddress, SocketKey,
 };
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
@@ -128,8 +128,7 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
         count(if error == EBUSY { Outcome::SocketRefusedBusy } else { Outcome::SocketRefusedFull });
         return;
     }
-    let leg = Leg { path: LEG_UNDECIDED, pad: [0; 4] };
-    let outcome = match LEGS.insert(&key, &leg, 0) {
+    let outcome = match LEGS.insert(&key, &Leg::NEW, 0) {
         Ok(()) => Outcome::SocketInserted,
         Err(_) => Outcome::SocketRefusedFull,
     };

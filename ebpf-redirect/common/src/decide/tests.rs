@@ -111,9 +111,16 @@ fn a_v6_name_is_not_shown_to_a_v4_socket() {
 }
 
 #[test]
-fn a_path_once_taken_is_kept() {
-    assert_eq!(path(LEG_UNDECIDED, || true), LEG_REDIRECT);
-    assert_eq!(path(LEG_UNDECIDED, || false), LEG_STACK);
-    assert_eq!(path(LEG_STACK, || true), LEG_STACK);
-    assert_eq!(path(LEG_REDIRECT, || false), LEG_REDIRECT);
+fn a_path_changes_only_towards_the_stack() {
+    let leg = |path, redirected_bytes| Leg { path, redirected_bytes, ..Leg::NEW };
+    for (leg, peer_inserted, expected) in [
+        (leg(LEG_UNDECIDED, 0), true, LEG_REDIRECT),
+        (leg(LEG_UNDECIDED, 0), false, LEG_STACK),
+        (leg(LEG_REDIRECT, 0), false, LEG_REDIRECT),
+        (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX - 1), true, LEG_REDIRECT),
+        (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX), true, LEG_STACK),
+        (leg(LEG_STACK, 0), true, LEG_STACK),
+    ] {
+        assert_eq!(path(&leg, || peer_inserted), expected, "{leg:?}");
+    }
 }
