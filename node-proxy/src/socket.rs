@@ -152,6 +152,10 @@ impl Bound {
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
+    /// A second descriptor: as long as it is open the socket is, and nobody else gets the port.
+    pub fn hold_port(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
     pub async fn connect(self, to: SocketAddr, time_out: Duration) -> io::Result<TcpStream> {
         connect(self.socket, to, time_out).await
     }

@@ -1,5 +1,6 @@
 //! The connection to a pod's own application. The application sees the client pod as its peer.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -13,8 +14,15 @@ use crate::telemetry::CloseReason;
 /// An accepted connection to the application.
 pub(super) struct Application {
     pub(super) tcp: TcpStream,
-    /// `getpeername()` may be asked as long as the connection lives.
-    pub(super) name: PeerName,
+    pub(super) name: Name,
+}
+
+/// The application may ask `getpeername()` as long as the connection lives.
+pub(super) struct Name {
+    /// Dropped first: the entry must be gone before the port is free, or it would be removed under the port's next user.
+    _peer: PeerName,
+    /// Another descriptor of the socket: holds the port. The connection is closed when both are.
+    _port: OwnedFd,
 }
 
 pub(super) async fn connect(
@@ -39,6 +47,8 @@ pub(super) async fn connect(
     let name = node.kernel.name_peer(netns.cookie, bound.local_addr(), incoming.client).map_err(|error| {
         Refusal::new(CloseReason::Overloaded, format!("the peer cannot be named: {error}"))
     })?;
+    let port = bound.hold_port().map_err(failed)?;
+    let name = Name { _peer: name, _port: port };
     let tcp = bound.connect(incoming.address, time_out).await.map_err(failed)?;
     Ok(Application { tcp, name })
 }

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
-use weft_ebpf::PeerName;
 
-use super::application::{self, Application};
+use super::application::{self, Application, Name};
 use super::forward::{self, Expect};
 use super::permit::Permit;
 use super::{Incoming, Peer, Refusal};
@@ -37,7 +36,7 @@ pub struct Session {
     permit: Permit,
     record: ConnectionRecord,
     refusal: Option<Refusal>,
-    _name: PeerName,
+    _name: Name,
 }
 
 impl Session {
