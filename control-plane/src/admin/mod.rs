@@ -1,0 +1,177 @@
+//! The admin endpoint: /healthz /readyz /metrics /status /config_dump, on a Unix socket or loopback only.
+//!
+//! Reads, never changes. No join token and no key is in any answer.
+
+mod metrics;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use weft_proto::convert;
+
+use crate::settings::AdminAddress;
+use crate::world::World;
+
+/// Enough for a scraper and a few people.
+const CONNECTIONS_MAX: usize = 32;
+const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
+
+pub enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+pub async fn bind(address: &AdminAddress) -> std::io::Result<Listener> {
+    match address {
+        AdminAddress::Unix(path) => {
+            // Left by a process that was killed.
+            let _ = std::fs::remove_file(path);
+            UnixListener::bind(path).map(Listener::Unix)
+        }
+        AdminAddress::Loopback(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+    }
+}
+
+pub async fn serve(world: Arc<World>, listener: Listener, stop: CancellationToken) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let world = world.clone();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = accept(&listener) => match accepted {
+                Ok(stream) => drop(tokio::spawn(async move {
+                    connection(world, stream).await;
+                    drop(permit);
+                })),
+                Err(error) => {
+                    tracing::warn!(%error, "admin: accept failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+async fn accept(listener: &Listener) -> std::io::Result<Box<dyn Stream>> {
+    Ok(match listener {
+        Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+        Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
+    })
+}
+
+async fn connection(world: Arc<World>, stream: Box<dyn Stream>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = answer(&world, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let result = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_WAIT_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "admin connection");
+    }
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+fn answer<B>(world: &World, request: &Request<B>) -> Response<Full<Bytes>> {
+    let text = |status, body: &str| response(status, "text/plain; charset=utf-8", body.to_owned());
+    let json =
+        |value: serde_json::Value| response(StatusCode::OK, "application/json", format!("{value:#}\n"));
+    if request.method() != http::Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match request.uri().path() {
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" if world.synced.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the manifests are not read yet\n"),
+        "/metrics" => response(StatusCode::OK, "text/plain; version=0.0.4", metrics::render(world)),
+        "/status" => json(status(world)),
+        "/config_dump" => {
+            let node = request
+                .uri()
+                .query()
+                .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("node=")));
+            match node {
+                Some(node) => json(config_dump(world, node)),
+                None => text(StatusCode::BAD_REQUEST, "say which: /config_dump?node=<node>\n"),
+            }
+        }
+        _ => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics /status /config_dump?node=<node>\n"),
+    }
+}
+
+fn status(world: &World) -> serde_json::Value {
+    let (revision, routes, trust_domain) = {
+        let index = world.index.read();
+        (index.revision().0, index.route_statuses(), index.trust_domain().to_string())
+    };
+    let nodes: serde_json::Map<String, serde_json::Value> = world
+        .hub
+        .statuses()
+        .into_iter()
+        .map(|(node, status)| {
+            let in_sync = status.connected
+                && status.acked_revision == status.sent_revision
+                && status.acks > 0
+                && status.last_nack.is_none();
+            let lag = revision.saturating_sub(status.acked_revision);
+            let mut value = serde_json::json!(status);
+            // Revisions that do not concern a node are not sent to it: `in_sync` is what matters.
+            value["revisions_behind"] = lag.into();
+            value["in_sync"] = in_sync.into();
+            (node.to_string(), value)
+        })
+        .collect();
+    let report = world.report.borrow().clone();
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": world.synced.load(Ordering::Acquire),
+        "trust_domain": trust_domain,
+        "revision": revision,
+        "nodes": nodes,
+        "source": &*report,
+        "routes": routes,
+    })
+}
+
+fn config_dump(world: &World, node: &str) -> serde_json::Value {
+    let index = world.index.read();
+    let resources: Vec<_> = index
+        .all_keys(node)
+        .into_iter()
+        .filter_map(|key| {
+            let sent = index.wanted(node, &key)?;
+            Some(serde_json::json!({
+                "key": convert::resource_key_to_wire(&key).name,
+                "kind": format!("{key:?}").split(['(', ' ', '{']).next(),
+                "version": format!("{:016x}", sent.wire.version),
+                "content": format!("{:?}", sent.wire.body),
+            }))
+        })
+        .collect();
+    serde_json::json!({ "node": node, "revision": index.revision().0, "resources": resources })
+}

@@ -1,0 +1,123 @@
+//! What the authority promises: the profile of identity.md, kept files, and no panic on foreign bytes.
+
+use std::os::unix::fs::PermissionsExt;
+
+use clap::Parser;
+use proptest::prelude::*;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::*;
+
+fn settings(directory: &std::path::Path) -> Settings {
+    let text = directory.display().to_string();
+    Settings::parse_from([
+        "weft-control",
+        "--manifests",
+        &text,
+        "--state-dir",
+        &text,
+        "--cert-lifetime",
+        "1h",
+    ])
+}
+
+fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
+    let key = KeyPair::generate_for(algorithm).unwrap();
+    CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+}
+
+#[test]
+fn a_workload_certificate_has_the_profile() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::open(&settings(directory.path())).unwrap();
+    let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
+    let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
+    assert_eq!(signed.chain_der.len(), 1, "a root is not sent");
+    let (_, leaf) = X509Certificate::from_der(&signed.chain_der[0]).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names, [GeneralName::URI("spiffe://cluster.local/ns/shop/sa/backend")]);
+    assert!(!leaf.is_ca());
+    let usage = leaf.key_usage().unwrap().unwrap();
+    assert!(usage.critical && usage.value.digital_signature() && usage.value.flags == 1);
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.server_auth && extended.client_auth && !extended.any);
+    let root_der = authority.bundle().remove(0);
+    let (_, root) = X509Certificate::from_der(&root_der).unwrap();
+    leaf.verify_signature(Some(root.public_key())).unwrap();
+    let seconds = (signed.not_after - signed.not_before).whole_seconds();
+    assert_eq!(seconds, 3600 + 60);
+}
+
+#[test]
+fn the_root_is_made_once_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Authority::open(&settings(directory.path())).unwrap().bundle();
+    let second = Authority::open(&settings(directory.path())).unwrap().bundle();
+    assert_eq!(first, second);
+    let mode =
+        |file: &str| std::fs::metadata(directory.path().join(file)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("ca.key"), mode("root.pem")), (0o600, 0o644));
+    assert_eq!(store::read_certificates(&directory.path().join("root.pem")).unwrap(), first);
+}
+
+#[test]
+fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    Authority::open(&settings(other.path())).unwrap();
+    let root_key = KeyPair::from_pem(&std::fs::read_to_string(other.path().join("ca.key")).unwrap()).unwrap();
+    let root_pem = std::fs::read_to_string(other.path().join("ca.pem")).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&root_pem, root_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(DnType::CommonName, "intermediate");
+    let intermediate = params.signed_by(&key, &issuer).unwrap();
+    let mut settings = settings(directory.path());
+    settings.ca_cert = Some(directory.path().join("i.pem"));
+    settings.ca_key = Some(directory.path().join("i.key"));
+    std::fs::write(directory.path().join("i.pem"), intermediate.pem()).unwrap();
+    std::fs::write(directory.path().join("i.key"), key.serialize_pem()).unwrap();
+    assert!(Authority::open(&settings).is_err(), "an intermediate without its root is refused");
+    settings.extra_roots = Some(other.path().join("root.pem"));
+    let authority = Authority::open(&settings).unwrap();
+    let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
+    let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
+    assert_eq!(signed.chain_der.len(), 2);
+    assert_eq!(authority.bundle().len(), 1);
+    // A second root appears: the bundle follows.
+    let third = tempfile::tempdir().unwrap();
+    Authority::open(&self::settings(third.path())).unwrap();
+    let both = root_pem + &std::fs::read_to_string(third.path().join("root.pem")).unwrap();
+    std::fs::write(other.path().join("root.pem"), both).unwrap();
+    assert_eq!(authority.refresh_bundle().unwrap().unwrap().len(), 2);
+}
+
+#[test]
+fn a_foreign_key_or_a_broken_signature_is_refused() {
+    assert!(csr::public_key(&request(&rcgen::PKCS_ECDSA_P256_SHA256)).is_ok());
+    for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
+        let error = csr::public_key(&request(algorithm)).unwrap_err();
+        assert!(error.to_string().contains("P-256"), "{error}");
+    }
+    let mut broken = request(&rcgen::PKCS_ECDSA_P256_SHA256);
+    *broken.last_mut().unwrap() ^= 1;
+    assert!(csr::public_key(&broken).is_err());
+    assert!(csr::public_key(&vec![0x30; CSR_BYTES_MAX + 1]).is_err());
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(csr::public_key(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_changed_request_never_panics(at in 0usize..400, with in any::<u8>()) {
+        let mut bytes = request(&rcgen::PKCS_ECDSA_P256_SHA256);
+        let at = at % bytes.len();
+        bytes[at] = with;
+        let _ = csr::public_key(&bytes);
+    }
+}

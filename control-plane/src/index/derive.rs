@@ -1,0 +1,365 @@
+//! Computes resources from objects: workloads, Services, endpoints, routes. Each is a pure function of [`Objects`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_proto::identity::NamespacedName;
+use weft_proto::model::{
+    AppProtocol, Endpoint, HttpRoute, HttpRule, InboundMode, Resource, ResourceKey, Service, ServicePort,
+    Workload,
+};
+
+use super::interest::Edge;
+use super::{Changes, Dirty, Index, RouteEntry, Sent, WorkloadEntry};
+use crate::source::ObjectKey;
+use crate::source::object::{self, Kind, Pod, TargetPort, selects};
+
+impl Index {
+    pub(super) fn derive(&mut self, dirty: Dirty, changes: &mut Changes) {
+        for id in &dirty.pods {
+            self.derive_workload(id, changes);
+        }
+        for id in dirty.services {
+            let next = self.objects.services.get(&id).map(|service| Sent::new(&service_resource(service)));
+            replace(&mut self.services, id.clone(), next, || {
+                changes.everywhere.insert(ResourceKey::Service(id));
+            });
+        }
+        for id in dirty.endpoints {
+            self.derive_endpoints(&id, changes);
+        }
+        for id in dirty.routes {
+            self.derive_route(&id, changes);
+        }
+    }
+
+    /// Policies are sent as they are; only who needs them is derived.
+    pub(super) fn policy_changed(&mut self, key: &ObjectKey, changes: &mut Changes) {
+        let id = key.id.clone();
+        match key.kind {
+            Kind::AuthorizationPolicy => {
+                let next = self.objects.authorization.get(&id);
+                let next = next.map(|o| Sent::new(&Resource::AuthorizationPolicy(o.policy.clone())));
+                let nodes = self.interest.nodes_of_policy(&id);
+                replace(&mut self.authorization, id.clone(), next, || {
+                    for node in nodes {
+                        let keys = changes.by_node.entry(node).or_default();
+                        keys.insert(ResourceKey::AuthorizationPolicy(id.clone()));
+                    }
+                });
+            }
+            Kind::TrafficPolicy => {
+                let next = self.objects.traffic.get(&id).filter(|o| o.for_clients);
+                let next = next.map(|o| Sent::new(&Resource::TrafficPolicy(o.policy.clone())));
+                replace(&mut self.traffic, id.clone(), next, || {
+                    changes.everywhere.insert(ResourceKey::TrafficPolicy(id.clone()));
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn derive_workload(&mut self, id: &NamespacedName, changes: &mut Changes) {
+        let next =
+            self.objects.pods.get(id).and_then(|pod| self.workload_entry(pod).map(|e| (pod.uid.clone(), e)));
+        if let Some(old_uid) = self.uid_of_pod.get(id).cloned() {
+            if let (Some((uid, entry)), Some(old)) = (&next, self.workloads.get(&old_uid))
+                && *uid == old_uid
+                && entry == old
+            {
+                return;
+            }
+            self.uid_of_pod.remove(id);
+            if let Some(old) = self.workloads.remove(&old_uid) {
+                self.count(&old, false, changes);
+            }
+            changes.everywhere.insert(ResourceKey::Workload(old_uid));
+        }
+        let Some((uid, entry)) = next else { return };
+        self.count(&entry, true, changes);
+        changes.everywhere.insert(ResourceKey::Workload(uid.clone()));
+        self.uid_of_pod.insert(id.clone(), uid.clone());
+        self.workloads.insert(uid, entry);
+    }
+
+    /// Counts a workload in or out of its node's interests.
+    fn count(&mut self, entry: &WorkloadEntry, add: bool, changes: &mut Changes) {
+        if !entry.enrolled {
+            return;
+        }
+        let (node, namespace) = (&entry.node, &entry.pod.namespace);
+        let (whole, in_namespace) = if add {
+            self.interest.add_pod(node, namespace)
+        } else {
+            self.interest.remove_pod(node, namespace)
+        };
+        if whole == Edge::Crossed {
+            changes.whole.insert(node.clone());
+        }
+        if in_namespace == Edge::Crossed {
+            let first = NamespacedName { namespace: namespace.clone(), name: "".into() };
+            let routes = self.routes.range(first..).take_while(|(id, _)| id.namespace == *namespace);
+            let consumers = routes.filter(|(_, route)| !route.producer);
+            let keys: Vec<_> = consumers.map(|(id, _)| ResourceKey::HttpRoute(id.clone())).collect();
+            if !keys.is_empty() {
+                changes.by_node.entry(node.clone()).or_default().extend(keys);
+            }
+        }
+        for policy in &entry.policies {
+            let edge = if add {
+                self.interest.add_policy(node, policy)
+            } else {
+                self.interest.remove_policy(node, policy)
+            };
+            if edge == Edge::Crossed {
+                let keys = changes.by_node.entry(node.clone()).or_default();
+                keys.insert(ResourceKey::AuthorizationPolicy(policy.clone()));
+            }
+        }
+    }
+
+    /// None for a pod that nobody can talk to: without node or address, or ended, or in the host's network.
+    fn workload_entry(&self, pod: &Pod) -> Option<WorkloadEntry> {
+        let node = pod.node.clone()?;
+        if pod.ips.is_empty() || pod.terminal || pod.host_network {
+            return None;
+        }
+        let enrolled = self.is_enrolled(pod);
+        let policies: BTreeSet<NamespacedName> = if enrolled {
+            self.objects.policies_for(pod).map(|policy| policy.policy.id.clone()).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let others = Workload {
+            uid: pod.uid.clone(),
+            namespace: pod.id.namespace.clone(),
+            name: pod.id.name.clone(),
+            service_account: pod.service_account.clone(),
+            node: node.clone(),
+            ips: pod.ips.clone(),
+            enrolled,
+            inbound_mode: self.inbound_mode(pod),
+            workload_name: pod.workload_name.clone(),
+            workload_kind: pod.workload_kind.clone(),
+            canonical_service: first_label(
+                pod,
+                &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"],
+                &pod.workload_name,
+            ),
+            canonical_revision: first_label(
+                pod,
+                &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"],
+                "latest",
+            ),
+            app: first_label(pod, &["app"], ""),
+            app_version: first_label(pod, &["version"], ""),
+            zone: pod.zone.clone(),
+            authorization_policies: Vec::new(),
+            excluded_inbound_ports: pod.excluded_inbound_ports.clone(),
+            excluded_outbound_ports: pod.excluded_outbound_ports.clone(),
+            excluded_outbound_cidrs: pod.excluded_outbound_cidrs.clone(),
+            redirect: pod.redirect,
+            ready: pod.ready && !pod.terminating,
+            terminating: pod.terminating,
+            port_protocols: self.port_protocols(pod),
+        };
+        let own = Workload { authorization_policies: policies.iter().cloned().collect(), ..others.clone() };
+        Some(WorkloadEntry {
+            pod: pod.id.clone(),
+            node,
+            own: Sent::new(&Resource::Workload(Arc::new(own))),
+            others: Sent::new(&Resource::Workload(Arc::new(others))),
+            policies,
+            enrolled,
+        })
+    }
+
+    /// The most specific word counts: a policy that selects the pod, a policy of its namespace, the namespace's label.
+    /// Among equals STRICT wins.
+    fn inbound_mode(&self, pod: &Pod) -> InboundMode {
+        let inbounds =
+            || self.objects.traffic_of(&pod.id.namespace).filter_map(|policy| policy.inbound.as_ref());
+        let strictest = |modes: Vec<InboundMode>| {
+            let permissive = modes.iter().all(|mode| *mode == InboundMode::Permissive);
+            (!modes.is_empty()).then_some(if permissive {
+                InboundMode::Permissive
+            } else {
+                InboundMode::Strict
+            })
+        };
+        let by_selector = inbounds()
+            .filter(|inbound| inbound.selector.as_ref().is_some_and(|s| selects(s, &pod.labels)))
+            .map(|inbound| inbound.mode);
+        let by_namespace =
+            inbounds().filter(|inbound| inbound.selector.is_none()).map(|inbound| inbound.mode);
+        strictest(by_selector.collect())
+            .or_else(|| strictest(by_namespace.collect()))
+            .or_else(|| self.objects.namespaces.get(&pod.id.namespace)?.inbound_mode)
+            .unwrap_or_default()
+    }
+
+    /// By container port; the first Service (by name) that declares a protocol decides.
+    fn port_protocols(&self, pod: &Pod) -> BTreeMap<u16, AppProtocol> {
+        let mut protocols = BTreeMap::new();
+        for service in self.objects.services_selecting(pod) {
+            for port in &service.ports {
+                let Some(target) = target_port(&port.target, pod) else { continue };
+                let protocol = protocols.entry(target).or_insert(port.app_protocol);
+                if *protocol == AppProtocol::Detect {
+                    *protocol = port.app_protocol;
+                }
+            }
+        }
+        protocols
+    }
+
+    fn derive_endpoints(&mut self, id: &NamespacedName, changes: &mut Changes) {
+        let next: BTreeMap<IpAddr, Arc<Sent>> = self
+            .endpoints_of(id)
+            .into_iter()
+            .map(|(ip, endpoint)| (ip, Sent::new(&Resource::Endpoint(Arc::new(endpoint)))))
+            .collect();
+        let old = self.endpoints.remove(id).unwrap_or_default();
+        let ips: BTreeSet<IpAddr> = old.keys().chain(next.keys()).copied().collect();
+        for ip in ips.into_iter().filter(|ip| old.get(ip) != next.get(ip)) {
+            changes.everywhere.insert(ResourceKey::Endpoint { service: id.clone(), ip });
+        }
+        if !next.is_empty() {
+            self.endpoints.insert(id.clone(), next);
+        }
+    }
+
+    fn endpoints_of(&self, id: &NamespacedName) -> BTreeMap<IpAddr, Endpoint> {
+        let Some(service) = self.objects.services.get(id) else { return BTreeMap::new() };
+        if self.objects.slices_of(id).next().is_some() {
+            return self.endpoints_from_slices(service);
+        }
+        let Some(selector) = &service.selector else { return BTreeMap::new() };
+        let pods = self.objects.pods_of(&id.namespace).filter(|pod| selects(selector, &pod.labels));
+        pods.filter(|pod| !pod.terminal).flat_map(|pod| endpoints_of_pod(service, pod)).collect()
+    }
+
+    fn endpoints_from_slices(&self, service: &object::Service) -> BTreeMap<IpAddr, Endpoint> {
+        let mut endpoints: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
+        for slice in self.objects.slices_of(&service.id) {
+            let ports: BTreeMap<u16, u16> = service
+                .ports
+                .iter()
+                .filter_map(|port| Some((port.port, *slice.ports.get(&*port.name)?)))
+                .collect();
+            for endpoint in &slice.endpoints {
+                let pod = endpoint.pod.as_ref().and_then(|id| self.objects.pods.get(id));
+                for ip in &endpoint.ips {
+                    let entry = endpoints.entry(*ip).or_insert_with(|| Endpoint {
+                        service: service.id.clone(),
+                        ip: *ip,
+                        workload: pod.map(|pod| pod.uid.clone()),
+                        ports: BTreeMap::new(),
+                        ready: endpoint.ready || service.publish_not_ready,
+                        serving: endpoint.serving,
+                        terminating: endpoint.terminating,
+                        node: endpoint.node.clone(),
+                        zone: endpoint.zone.clone(),
+                    });
+                    entry.ports.extend(&ports);
+                }
+            }
+        }
+        endpoints
+    }
+
+    fn derive_route(&mut self, id: &NamespacedName, changes: &mut Changes) {
+        let next = self.objects.routes.get(id).map(|route| RouteEntry {
+            producer: route.parents.iter().any(|parent| parent.service.namespace == id.namespace),
+            sent: Sent::new(&Resource::HttpRoute(Arc::new(self.resolved(route)))),
+        });
+        replace(&mut self.routes, id.clone(), next, || {
+            changes.everywhere.insert(ResourceKey::HttpRoute(id.clone()));
+        });
+    }
+
+    /// The route with its references checked against the Services that exist.
+    fn resolved(&self, route: &HttpRoute) -> HttpRoute {
+        let rules = route.rules.iter().map(|rule| {
+            let mut rule: HttpRule = (**rule).clone();
+            for backend in &mut rule.backends {
+                backend.invalid = backend.invalid || !self.has_port(&backend.service, backend.port);
+            }
+            Arc::new(rule)
+        });
+        HttpRoute { rules: rules.collect(), ..route.clone() }
+    }
+
+    pub(super) fn has_port(&self, service: &NamespacedName, port: u16) -> bool {
+        let service = self.objects.services.get(service);
+        service.is_some_and(|service| service.ports.iter().any(|p| p.port == port))
+    }
+}
+
+/// Puts a derived resource in place (None: takes it away), calling `changed` if that made a difference.
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, next: Option<V>, changed: impl FnOnce()) {
+    if map.get(&key) == next.as_ref() {
+        return;
+    }
+    match next {
+        Some(next) => drop(map.insert(key, next)),
+        None => drop(map.remove(&key)),
+    }
+    changed();
+}
+
+fn first_label(pod: &Pod, names: &[&str], otherwise: &str) -> Arc<str> {
+    names.iter().find_map(|name| pod.labels.get(*name)).map_or(otherwise, String::as_str).into()
+}
+
+fn target_port(target: &TargetPort, pod: &Pod) -> Option<u16> {
+    match target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Named(name) => pod.named_ports.get(name).copied(),
+    }
+}
+
+fn service_resource(service: &object::Service) -> Resource {
+    let ports = service.ports.iter().map(|port| ServicePort {
+        name: port.name.clone(),
+        port: port.port,
+        app_protocol: port.app_protocol,
+    });
+    Resource::Service(Arc::new(Service {
+        id: service.id.clone(),
+        vips: service.vips.clone(),
+        ports: ports.collect(),
+    }))
+}
+
+/// One endpoint for each address family of the Service (of the pod's primary address when the Service is headless).
+fn endpoints_of_pod(service: &object::Service, pod: &Pod) -> Vec<(IpAddr, Endpoint)> {
+    let wanted = |ip: &&IpAddr| {
+        if service.vips.is_empty() {
+            pod.ips.first().is_some_and(|primary| primary.is_ipv4() == ip.is_ipv4())
+        } else {
+            service.vips.iter().any(|vip| vip.is_ipv4() == ip.is_ipv4())
+        }
+    };
+    let mut families = BTreeSet::new();
+    let addresses = pod.ips.iter().filter(wanted).filter(|ip| families.insert(ip.is_ipv4()));
+    let ports: BTreeMap<u16, u16> =
+        service.ports.iter().filter_map(|port| Some((port.port, target_port(&port.target, pod)?))).collect();
+    addresses
+        .map(|ip| {
+            let endpoint = Endpoint {
+                service: service.id.clone(),
+                ip: *ip,
+                workload: Some(pod.uid.clone()),
+                ports: ports.clone(),
+                ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
+                serving: pod.ready,
+                terminating: pod.terminating,
+                node: pod.node.clone().unwrap_or_default(),
+                zone: pod.zone.clone(),
+            };
+            (*ip, endpoint)
+        })
+        .collect()
+}

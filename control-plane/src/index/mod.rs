@@ -1,0 +1,276 @@
+//! The index: typed objects in, each node's resources out. Pure: no I/O, no clock.
+//!
+//! Objects are kept by kind in [`Objects`]; a change marks the derived resources that depend on it, and only those are
+//! computed again (`derive`). Who needs a resource is a question of counts per node (`interest`), so an answer costs a
+//! look-up. Start at [`Index::apply`] and [`Index::wanted`].
+
+mod derive;
+mod interest;
+mod objects;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use prost::Message;
+use weft_proto::convert;
+use weft_proto::identity::{NamespacedName, PodUid, TrustDomain};
+use weft_proto::model::{Mesh, Resource, ResourceKey, Revision};
+use weft_proto::v1;
+
+use self::interest::Interest;
+pub use self::objects::Objects;
+pub use self::status::RouteStatus;
+use crate::source::object::{JoinToken, Kind, Pod};
+use crate::source::{Event, Object, ObjectKey};
+
+/// A resource as it is sent, encoded once.
+#[derive(Debug, PartialEq)]
+pub struct Sent {
+    pub wire: v1::Resource,
+    pub bytes: usize,
+}
+
+impl Sent {
+    fn new(resource: &Resource) -> Arc<Self> {
+        let wire = convert::resource_to_wire(resource);
+        Arc::new(Self { bytes: wire.encoded_len(), wire })
+    }
+}
+
+/// What a batch of events changed, for those who push.
+#[derive(Debug, Default, PartialEq)]
+pub struct Changes {
+    /// Of interest to every node.
+    pub everywhere: BTreeSet<ResourceKey>,
+    /// Of interest to one node.
+    pub by_node: BTreeMap<Arc<str>, BTreeSet<ResourceKey>>,
+    /// Nodes for which everything may differ.
+    pub whole: BTreeSet<Arc<str>>,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.everywhere.is_empty() && self.by_node.is_empty() && self.whole.is_empty()
+    }
+}
+
+/// A workload as its own node sees it (with its policies), and as the others do.
+#[derive(Debug, PartialEq)]
+struct WorkloadEntry {
+    pod: NamespacedName,
+    node: Arc<str>,
+    own: Arc<Sent>,
+    others: Arc<Sent>,
+    policies: BTreeSet<NamespacedName>,
+    enrolled: bool,
+}
+
+#[derive(Debug, PartialEq)]
+struct RouteEntry {
+    sent: Arc<Sent>,
+    /// Some parent is in the route's own namespace, so that every client follows it.
+    producer: bool,
+}
+
+/// Derived resources that have to be computed again.
+#[derive(Debug, Default)]
+struct Dirty {
+    pods: BTreeSet<NamespacedName>,
+    services: BTreeSet<NamespacedName>,
+    endpoints: BTreeSet<NamespacedName>,
+    routes: BTreeSet<NamespacedName>,
+}
+
+#[derive(Debug)]
+pub struct Index {
+    trust_domain: TrustDomain,
+    revision: Revision,
+    objects: Objects,
+    mesh: Option<Arc<Sent>>,
+    workloads: BTreeMap<PodUid, WorkloadEntry>,
+    uid_of_pod: BTreeMap<NamespacedName, PodUid>,
+    services: BTreeMap<NamespacedName, Arc<Sent>>,
+    endpoints: BTreeMap<NamespacedName, BTreeMap<std::net::IpAddr, Arc<Sent>>>,
+    routes: BTreeMap<NamespacedName, RouteEntry>,
+    authorization: BTreeMap<NamespacedName, Arc<Sent>>,
+    traffic: BTreeMap<NamespacedName, Arc<Sent>>,
+    interest: Interest,
+}
+
+impl Index {
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            revision: Revision::default(),
+            objects: Objects::default(),
+            mesh: None,
+            workloads: BTreeMap::new(),
+            uid_of_pod: BTreeMap::new(),
+            services: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            authorization: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+            interest: Interest::default(),
+        }
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The trust bundle that every node gets.
+    pub fn set_roots(&mut self, roots: Vec<Vec<u8>>) -> Changes {
+        let mesh = Mesh { trust_domain: self.trust_domain.clone(), roots };
+        let sent = Some(Sent::new(&Resource::Mesh(Arc::new(mesh))));
+        let mut changes = Changes::default();
+        if self.mesh != sent {
+            self.mesh = sent;
+            self.revision.0 += 1;
+            changes.everywhere.insert(ResourceKey::Mesh);
+        }
+        changes
+    }
+
+    /// Takes a batch in, and says which resources it may have changed for whom.
+    pub fn apply(&mut self, events: Vec<Event>) -> Changes {
+        let mut dirty = Dirty::default();
+        let mut changes = Changes::default();
+        for event in events {
+            match event {
+                Event::Apply(object) => self.apply_object(object, &mut dirty, &mut changes),
+                Event::Delete(key) => self.delete_object(&key, &mut dirty, &mut changes),
+                Event::Reset(objects) => {
+                    let keep: BTreeSet<ObjectKey> = objects.iter().map(Object::key).collect();
+                    for key in self.objects.keys().into_iter().filter(|key| !keep.contains(key)) {
+                        self.delete_object(&key, &mut dirty, &mut changes);
+                    }
+                    for object in objects {
+                        self.apply_object(object, &mut dirty, &mut changes);
+                    }
+                }
+            }
+        }
+        self.derive(dirty, &mut changes);
+        if !changes.is_empty() {
+            self.revision.0 += 1;
+        }
+        changes
+    }
+
+    fn apply_object(&mut self, object: Object, dirty: &mut Dirty, changes: &mut Changes) {
+        let key = object.key();
+        if self.objects.find(&key).as_ref() == Some(&object) {
+            return;
+        }
+        // What depended on the old state, then what depends on the new.
+        self.mark(&key, dirty);
+        self.objects.insert(object);
+        self.mark(&key, dirty);
+        self.policy_changed(&key, changes);
+    }
+
+    fn delete_object(&mut self, key: &ObjectKey, dirty: &mut Dirty, changes: &mut Changes) {
+        self.mark(key, dirty);
+        self.objects.remove(key);
+        self.mark(key, dirty);
+        self.policy_changed(key, changes);
+    }
+
+    /// Marks what is derived from an object, as it stands now.
+    fn mark(&self, key: &ObjectKey, dirty: &mut Dirty) {
+        let id = &key.id;
+        match key.kind {
+            Kind::Namespace => dirty.pods.extend(self.objects.pods_of(&id.name).map(|pod| pod.id.clone())),
+            Kind::ServiceAccount | Kind::JoinToken => {}
+            Kind::Pod => {
+                dirty.pods.insert(id.clone());
+                if let Some(pod) = self.objects.pods.get(id) {
+                    dirty.endpoints.extend(self.objects.services_selecting(pod).map(|s| s.id.clone()));
+                }
+                dirty.endpoints.extend(self.objects.services_naming(id));
+            }
+            Kind::Service => {
+                dirty.services.insert(id.clone());
+                dirty.endpoints.insert(id.clone());
+                dirty.routes.extend(self.objects.routes_naming(id));
+                dirty.pods.extend(self.objects.pods_selected_by_service(id));
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.objects.slices.get(id) {
+                    dirty.endpoints.insert(slice.service.clone());
+                }
+            }
+            Kind::HttpRoute => {
+                dirty.routes.insert(id.clone());
+            }
+            Kind::AuthorizationPolicy => dirty.pods.extend(self.objects.pods_selected_by_policy(id)),
+            Kind::TrafficPolicy => dirty.pods.extend(self.objects.pods_selected_by_traffic(id)),
+        }
+    }
+
+    /// Every resource that a node should hold.
+    pub fn all_keys(&self, node: &str) -> Vec<ResourceKey> {
+        let endpoints = self.endpoints.iter().flat_map(|(service, by_ip)| {
+            by_ip.keys().map(|ip| ResourceKey::Endpoint { service: service.clone(), ip: *ip })
+        });
+        let keys = [ResourceKey::Mesh].into_iter();
+        keys.chain(self.workloads.keys().cloned().map(ResourceKey::Workload))
+            .chain(self.services.keys().cloned().map(ResourceKey::Service))
+            .chain(endpoints)
+            .chain(self.routes.keys().cloned().map(ResourceKey::HttpRoute))
+            .chain(self.authorization.keys().cloned().map(ResourceKey::AuthorizationPolicy))
+            .chain(self.traffic.keys().cloned().map(ResourceKey::TrafficPolicy))
+            .filter(|key| self.wanted(node, key).is_some())
+            .collect()
+    }
+
+    /// The resource as this node should hold it. None: it should not.
+    pub fn wanted(&self, node: &str, key: &ResourceKey) -> Option<&Arc<Sent>> {
+        let active = self.interest.active(node);
+        match key {
+            ResourceKey::Mesh => self.mesh.as_ref(),
+            ResourceKey::Workload(uid) => {
+                let entry = self.workloads.get(uid)?;
+                if *entry.node == *node { Some(&entry.own) } else { active.then_some(&entry.others) }
+            }
+            _ if !active => None,
+            ResourceKey::Service(id) => self.services.get(id),
+            ResourceKey::Endpoint { service, ip } => self.endpoints.get(service)?.get(ip),
+            ResourceKey::HttpRoute(id) => {
+                let entry = self.routes.get(id)?;
+                (entry.producer || self.interest.has_pods_of(node, &id.namespace)).then_some(&entry.sent)
+            }
+            ResourceKey::AuthorizationPolicy(id) => {
+                self.interest.needs_policy(node, id).then(|| self.authorization.get(id))?
+            }
+            ResourceKey::TrafficPolicy(id) => self.traffic.get(id),
+        }
+    }
+
+    /// The pod of a certificate request, whatever state it is in.
+    pub fn pod_by_uid(&self, uid: &PodUid) -> Option<&Arc<Pod>> {
+        self.objects.pod_ids_by_uid.get(uid).and_then(|id| self.objects.pods.get(id))
+    }
+
+    /// Whether the mesh takes this pod in: namespace label, pod label; never a pod in the host's network.
+    pub fn is_enrolled(&self, pod: &Pod) -> bool {
+        let namespace = || self.objects.namespaces.get(&pod.id.namespace).is_some_and(|n| n.enrolled);
+        !pod.host_network && pod.mesh.unwrap_or_else(namespace)
+    }
+
+    pub fn join_tokens(&self) -> impl Iterator<Item = &Arc<JoinToken>> {
+        self.objects.tokens.values()
+    }
+}

@@ -1,0 +1,245 @@
+//! The objects as delivered, by kind, and the questions that derivation asks of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_proto::identity::{NamespacedName, PodUid};
+use weft_proto::model::HttpRoute;
+
+use crate::source::object::{
+    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Pod, Service,
+    TrafficPolicyObject, selects,
+};
+use crate::source::{Object, ObjectKey};
+
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub(super) namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    pub(super) accounts: BTreeSet<NamespacedName>,
+    pub(super) pods: BTreeMap<NamespacedName, Arc<Pod>>,
+    pub(super) services: BTreeMap<NamespacedName, Arc<Service>>,
+    pub(super) slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    pub(super) routes: BTreeMap<NamespacedName, Arc<HttpRoute>>,
+    pub(super) authorization: BTreeMap<NamespacedName, Arc<AuthorizationPolicyObject>>,
+    pub(super) traffic: BTreeMap<NamespacedName, Arc<TrafficPolicyObject>>,
+    pub(super) tokens: BTreeMap<NamespacedName, Arc<JoinToken>>,
+    pub(super) pod_ids_by_uid: BTreeMap<PodUid, NamespacedName>,
+    slices_of_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    services_of_pod: BTreeMap<NamespacedName, BTreeMap<NamespacedName, usize>>,
+    routes_of_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+}
+
+/// The entries of one namespace of a map by namespace and name.
+fn of_namespace<'a, T>(
+    map: &'a BTreeMap<NamespacedName, T>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a NamespacedName, &'a T)> + use<'a, T> {
+    let first = NamespacedName { namespace: namespace.into(), name: "".into() };
+    map.range(first..).take_while(move |(id, _)| *id.namespace == *namespace)
+}
+
+impl Objects {
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Namespace => self.namespaces.len(),
+            Kind::ServiceAccount => self.accounts.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::HttpRoute => self.routes.len(),
+            Kind::AuthorizationPolicy => self.authorization.len(),
+            Kind::TrafficPolicy => self.traffic.len(),
+            Kind::JoinToken => self.tokens.len(),
+        }
+    }
+
+    pub(super) fn find(&self, key: &ObjectKey) -> Option<Object> {
+        let id = &key.id;
+        Some(match key.kind {
+            Kind::Namespace => Object::Namespace(self.namespaces.get(&id.name)?.clone()),
+            Kind::ServiceAccount => Object::ServiceAccount(self.accounts.get(id)?.clone()),
+            Kind::Pod => Object::Pod(self.pods.get(id)?.clone()),
+            Kind::Service => Object::Service(self.services.get(id)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(id)?.clone()),
+            Kind::HttpRoute => Object::HttpRoute(self.routes.get(id)?.clone()),
+            Kind::AuthorizationPolicy => Object::AuthorizationPolicy(self.authorization.get(id)?.clone()),
+            Kind::TrafficPolicy => Object::TrafficPolicy(self.traffic.get(id)?.clone()),
+            Kind::JoinToken => Object::JoinToken(self.tokens.get(id)?.clone()),
+        })
+    }
+
+    pub(super) fn keys(&self) -> Vec<ObjectKey> {
+        let key = |kind| move |id: &NamespacedName| ObjectKey { kind, id: id.clone() };
+        let namespaces =
+            self.namespaces.values().map(|n| ObjectKey { kind: Kind::Namespace, id: n.id.clone() });
+        namespaces
+            .chain(self.accounts.iter().map(key(Kind::ServiceAccount)))
+            .chain(self.pods.keys().map(key(Kind::Pod)))
+            .chain(self.services.keys().map(key(Kind::Service)))
+            .chain(self.slices.keys().map(key(Kind::EndpointSlice)))
+            .chain(self.routes.keys().map(key(Kind::HttpRoute)))
+            .chain(self.authorization.keys().map(key(Kind::AuthorizationPolicy)))
+            .chain(self.traffic.keys().map(key(Kind::TrafficPolicy)))
+            .chain(self.tokens.keys().map(key(Kind::JoinToken)))
+            .collect()
+    }
+
+    pub(super) fn insert(&mut self, object: Object) {
+        self.remove(&object.key());
+        match object {
+            Object::Namespace(o) => drop(self.namespaces.insert(o.id.name.clone(), o)),
+            Object::ServiceAccount(id) => drop(self.accounts.insert(id)),
+            Object::Pod(o) => {
+                self.pod_ids_by_uid.insert(o.uid.clone(), o.id.clone());
+                self.pods.insert(o.id.clone(), o);
+            }
+            Object::Service(o) => drop(self.services.insert(o.id.clone(), o)),
+            Object::EndpointSlice(o) => {
+                self.slices_of_service.entry(o.service.clone()).or_default().insert(o.id.clone());
+                for pod in o.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
+                    *self
+                        .services_of_pod
+                        .entry(pod.clone())
+                        .or_default()
+                        .entry(o.service.clone())
+                        .or_default() += 1;
+                }
+                self.slices.insert(o.id.clone(), o);
+            }
+            Object::HttpRoute(o) => {
+                for service in services_of_route(&o) {
+                    self.routes_of_service.entry(service).or_default().insert(o.id.clone());
+                }
+                self.routes.insert(o.id.clone(), o);
+            }
+            Object::AuthorizationPolicy(o) => drop(self.authorization.insert(o.policy.id.clone(), o)),
+            Object::TrafficPolicy(o) => drop(self.traffic.insert(o.policy.id.clone(), o)),
+            Object::JoinToken(o) => drop(self.tokens.insert(o.id.clone(), o)),
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &ObjectKey) {
+        let id = &key.id;
+        match key.kind {
+            Kind::Namespace => drop(self.namespaces.remove(&id.name)),
+            Kind::ServiceAccount => drop(self.accounts.remove(id)),
+            Kind::Pod => {
+                if let Some(pod) = self.pods.remove(id)
+                    && self.pod_ids_by_uid.get(&pod.uid) == Some(id)
+                {
+                    self.pod_ids_by_uid.remove(&pod.uid);
+                }
+            }
+            Kind::Service => drop(self.services.remove(id)),
+            Kind::EndpointSlice => self.remove_slice(id),
+            Kind::HttpRoute => {
+                let Some(route) = self.routes.remove(id) else { return };
+                for service in services_of_route(&route) {
+                    if let Some(routes) = self.routes_of_service.get_mut(&service) {
+                        routes.remove(id);
+                        if routes.is_empty() {
+                            self.routes_of_service.remove(&service);
+                        }
+                    }
+                }
+            }
+            Kind::AuthorizationPolicy => drop(self.authorization.remove(id)),
+            Kind::TrafficPolicy => drop(self.traffic.remove(id)),
+            Kind::JoinToken => drop(self.tokens.remove(id)),
+        }
+    }
+
+    fn remove_slice(&mut self, id: &NamespacedName) {
+        let Some(slice) = self.slices.remove(id) else { return };
+        if let Some(slices) = self.slices_of_service.get_mut(&slice.service) {
+            slices.remove(id);
+            if slices.is_empty() {
+                self.slices_of_service.remove(&slice.service);
+            }
+        }
+        for pod in slice.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
+            let Some(services) = self.services_of_pod.get_mut(pod) else { continue };
+            if let Some(count) = services.get_mut(&slice.service) {
+                *count -= 1;
+                if *count == 0 {
+                    services.remove(&slice.service);
+                }
+            }
+            if services.is_empty() {
+                self.services_of_pod.remove(pod);
+            }
+        }
+    }
+
+    pub(super) fn pods_of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        of_namespace(&self.pods, namespace).map(|(_, pod)| pod)
+    }
+
+    fn selected(&self, namespace: &str, selector: Option<&Labels>) -> Vec<NamespacedName> {
+        self.pods_of(namespace)
+            .filter(|pod| selector.is_none_or(|selector| selects(selector, &pod.labels)))
+            .map(|pod| pod.id.clone())
+            .collect()
+    }
+
+    /// Services whose selector takes this pod.
+    pub(super) fn services_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Arc<Service>> {
+        of_namespace(&self.services, &pod.id.namespace)
+            .map(|(_, service)| service)
+            .filter(|service| service.selector.as_ref().is_some_and(|s| selects(s, &pod.labels)))
+    }
+
+    /// Services with a slice that names this pod.
+    pub(super) fn services_naming(&self, pod: &NamespacedName) -> Vec<NamespacedName> {
+        self.services_of_pod.get(pod).map(|services| services.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn routes_naming(&self, service: &NamespacedName) -> Vec<NamespacedName> {
+        self.routes_of_service.get(service).map(|routes| routes.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    pub(super) fn pods_selected_by_service(&self, id: &NamespacedName) -> Vec<NamespacedName> {
+        let selector = self.services.get(id).and_then(|service| service.selector.as_ref());
+        selector.map(|selector| self.selected(&id.namespace, Some(selector))).unwrap_or_default()
+    }
+
+    pub(super) fn pods_selected_by_policy(&self, id: &NamespacedName) -> Vec<NamespacedName> {
+        let policy = self.authorization.get(id);
+        policy.map(|policy| self.selected(&id.namespace, policy.selector.as_ref())).unwrap_or_default()
+    }
+
+    pub(super) fn pods_selected_by_traffic(&self, id: &NamespacedName) -> Vec<NamespacedName> {
+        let inbound = self.traffic.get(id).and_then(|policy| policy.inbound.as_ref());
+        inbound.map(|inbound| self.selected(&id.namespace, inbound.selector.as_ref())).unwrap_or_default()
+    }
+
+    pub(super) fn policies_for<'a>(
+        &'a self,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicyObject>> {
+        of_namespace(&self.authorization, &pod.id.namespace)
+            .map(|(_, policy)| policy)
+            .filter(|policy| policy.selector.as_ref().is_none_or(|s| selects(s, &pod.labels)))
+    }
+
+    pub(super) fn traffic_of<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<TrafficPolicyObject>> {
+        of_namespace(&self.traffic, namespace).map(|(_, policy)| policy)
+    }
+
+    pub(super) fn slices_of<'a>(
+        &'a self,
+        service: &NamespacedName,
+    ) -> impl Iterator<Item = &'a Arc<EndpointSlice>> {
+        self.slices_of_service.get(service).into_iter().flatten().filter_map(|id| self.slices.get(id))
+    }
+}
+
+/// Every Service that a route names, as parent, backend or mirror.
+fn services_of_route(route: &HttpRoute) -> BTreeSet<NamespacedName> {
+    let parents = route.parents.iter().map(|parent| parent.service.clone());
+    let backends = route.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()));
+    parents.chain(backends).collect()
+}

@@ -1,0 +1,149 @@
+//! Weft's control plane as a library: source → index → push, and the certificate authority. Start at [`start`].
+
+pub mod admin;
+pub mod authority;
+pub mod index;
+mod listener;
+pub mod push;
+pub mod settings;
+pub mod source;
+pub mod world;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{Authority, SERVER_RENEWAL};
+use crate::index::Index;
+use crate::listener::ServerCertificate;
+use crate::push::Hub;
+use crate::settings::Settings;
+use crate::source::directory::Directory;
+use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Report, Sink, Source};
+use crate::world::{Metrics, World};
+
+/// How often the extra roots are looked at.
+const ROOTS_INTERVAL: Duration = Duration::from_secs(2);
+/// Streams of nodes end at once on shutdown; this is for the rest.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A running control plane.
+pub struct Running {
+    pub grpc_address: SocketAddr,
+    pub world: Arc<World>,
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Ends everything, in bounded time.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for mut task in self.tasks {
+            if tokio::time::timeout(STOP_WAIT_MAX, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+/// Starts everything that the settings ask for.
+pub async fn start(settings: Settings) -> anyhow::Result<Running> {
+    let trust_domain = settings.validate()?;
+    let authority = Authority::open(&settings).context("certificate authority")?;
+    let mut index = Index::new(trust_domain);
+    index.set_roots(authority.bundle());
+    let (report_sender, report) = watch::channel(Arc::new(Report::default()));
+    let stop = CancellationToken::new();
+    let world = Arc::new(World {
+        index: RwLock::new(index),
+        hub: Hub::default(),
+        authority,
+        report,
+        metrics: Metrics::default(),
+        synced: AtomicBool::new(false),
+        stop: stop.clone(),
+    });
+    let listener = tokio::net::TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("listening on {}", settings.listen))?;
+    let grpc_address = listener.local_addr()?;
+    let admin = admin::bind(&settings.admin).await.context("admin endpoint")?;
+    let certificate = Arc::new(ServerCertificate::issue(&world)?);
+    let (batches, received) = mpsc::channel(BATCHES_UNDER_WAY_MAX);
+    let source = Directory::new(settings.manifests.clone());
+    let sink = Sink { batches, report: report_sender };
+    let tasks = vec![
+        tokio::spawn(source.run(sink, stop.clone())),
+        tokio::spawn(take_in(world.clone(), received)),
+        tokio::spawn(renew(world.clone(), certificate.clone(), stop.clone())),
+        tokio::spawn(admin::serve(world.clone(), admin, stop.clone())),
+        tokio::spawn(serve(world.clone(), listener, certificate, stop.clone())),
+    ];
+    tracing::info!(%grpc_address, "weft-control is up");
+    Ok(Running { grpc_address, world, stop, tasks })
+}
+
+async fn serve(
+    world: Arc<World>,
+    listener: tokio::net::TcpListener,
+    certificate: Arc<ServerCertificate>,
+    stop: CancellationToken,
+) {
+    // Nodes get nothing before the first state is whole: an empty one would take everything from them.
+    while !world.synced.load(Ordering::Acquire) {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+    if let Err(error) = listener::serve(world, listener, &certificate, stop.clone()).await {
+        tracing::error!(%error, "the gRPC listener ended");
+    }
+}
+
+async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
+    while let Some(events) = batches.recv().await {
+        let count = events.len();
+        let (changes, revision) = {
+            let mut index = world.index.write();
+            (index.apply(events), index.revision().0)
+        };
+        world.hub.changed(&changes);
+        world.synced.store(true, Ordering::Release);
+        tracing::info!(events = count, revision, "manifests taken in");
+    }
+}
+
+/// Renews the listener's certificate and follows the extra roots.
+async fn renew(world: Arc<World>, certificate: Arc<ServerCertificate>, stop: CancellationToken) {
+    let mut roots = tokio::time::interval(ROOTS_INTERVAL);
+    let mut renewal = tokio::time::interval(SERVER_RENEWAL);
+    renewal.tick().await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = renewal.tick() => {
+                if let Err(error) = certificate.renew(&world) {
+                    tracing::error!(%error, "the listener's certificate was not renewed");
+                }
+            }
+            _ = roots.tick() => match world.authority.refresh_bundle() {
+                Ok(Some(bundle)) => {
+                    tracing::info!(roots = bundle.len(), "trust bundle changed");
+                    let changes = world.index.write().set_roots(bundle);
+                    world.hub.changed(&changes);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, "extra roots; the last good bundle stays"),
+            },
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The gRPC listener: TLS with a certificate of Weft's own authority, renewed without closing a connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use weft_proto::v1::certificates_server::CertificatesServer;
+use weft_proto::v1::discovery_server::DiscoveryServer;
+
+use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
+use crate::push::DiscoveryService;
+use crate::world::World;
+
+const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Handshakes at the same time: a restart brings every node at once.
+const HANDSHAKES_MAX: usize = 256;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
+/// A Hello names everything a node holds.
+const HELLO_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[derive(Debug)]
+struct Current(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// The listener's certificate, in use and replaceable.
+pub(crate) struct ServerCertificate(Arc<Current>);
+
+impl ServerCertificate {
+    pub(crate) fn issue(world: &World) -> anyhow::Result<Self> {
+        Ok(Self(Arc::new(Current(ArcSwap::from_pointee(certified(world)?)))))
+    }
+
+    pub(crate) fn renew(&self, world: &World) -> anyhow::Result<()> {
+        self.0.0.store(Arc::new(certified(world)?));
+        Ok(())
+    }
+
+    fn config(&self) -> Result<ServerConfig, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(self.0.clone());
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+}
+
+fn certified(world: &World) -> anyhow::Result<CertifiedKey> {
+    let (chain, key) =
+        world.authority.server_certificate().map_err(|e: AuthorityError| anyhow::anyhow!(e))?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
+    Ok(CertifiedKey::new(chain, key))
+}
+
+pub(crate) async fn serve(
+    world: Arc<World>,
+    listener: TcpListener,
+    certificate: &ServerCertificate,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let acceptor = TlsAcceptor::from(Arc::new(certificate.config()?));
+    let (ready, connections) = mpsc::channel(1);
+    tokio::spawn(accept(listener, acceptor, ready, stop.clone()));
+    let discovery =
+        DiscoveryServer::new(DiscoveryService(world.clone())).max_decoding_message_size(HELLO_BYTES_MAX);
+    let certificates =
+        CertificatesServer::new(CertificateService(world)).max_decoding_message_size(2 * CSR_BYTES_MAX);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT_MAX))
+        .add_service(discovery)
+        .add_service(certificates)
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    ready: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+    stop: CancellationToken,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted.inspect_err(|error| tracing::warn!(%error, "accept failed")) else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            match tokio::time::timeout(HANDSHAKE_WAIT_MAX, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                Err(_) => tracing::debug!(%peer, "handshake took too long"),
+            }
+        });
+    }
+}

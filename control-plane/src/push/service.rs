@@ -1,0 +1,110 @@
+//! The gRPC side of discovery: who is calling, what it holds, and a task for its session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_proto::convert;
+use weft_proto::model::ResourceKey;
+use weft_proto::v1::discovery_server::Discovery;
+use weft_proto::v1::{self, node_message::Message};
+
+use super::session;
+use crate::authority::authenticate;
+use crate::world::World;
+
+/// Time for the first message.
+const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
+/// What a node may claim to hold: beyond the largest mesh.
+const KNOWN_MAX: usize = 2_000_000;
+/// Messages handed to the transport and not sent yet.
+const CHUNKS_UNDER_WAY_MAX: usize = 2;
+
+pub struct DiscoveryService(pub Arc<World>);
+
+#[tonic::async_trait]
+impl Discovery for DiscoveryService {
+    type SubscribeStream = ReceiverStream<Result<v1::Delta, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<v1::NodeMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let world = self.0.clone();
+        let peer = request.remote_addr();
+        let refuse = |status: Status| {
+            world.metrics.subscriptions_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(?peer, reason = status.message(), "subscription refused");
+            status
+        };
+        let node = authenticate(&world.index.read(), request.metadata())
+            .ok_or_else(|| refuse(Status::unauthenticated("no valid join token")))?;
+        let inbound = request.into_inner();
+        let (out, stream) = mpsc::channel(CHUNKS_UNDER_WAY_MAX);
+        let world = world.clone();
+        // The answer's headers go out at once: a client may send its Hello only after them.
+        tokio::spawn(async move { serve(world, node, inbound, out).await });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn serve(
+    world: Arc<World>,
+    node: Arc<str>,
+    mut inbound: Streaming<v1::NodeMessage>,
+    out: mpsc::Sender<Result<v1::Delta, Status>>,
+) {
+    let ended = match hello(&node, &mut inbound).await {
+        Ok((agent_version, held)) => match world.hub.join(&node, agent_version) {
+            Some(joined) => {
+                tracing::info!(%node, held = held.len(), "node connected");
+                let ended = session::run(&world, &joined, held, inbound, &out).await;
+                world.hub.leave(&joined);
+                ended
+            }
+            None => Err(Status::resource_exhausted("too many nodes")),
+        },
+        Err(status) => {
+            world.metrics.subscriptions_refused.fetch_add(1, Ordering::Relaxed);
+            Err(status)
+        }
+    };
+    match ended {
+        Ok(()) => tracing::info!(%node, "node disconnected"),
+        Err(status) => {
+            tracing::warn!(%node, reason = status.message(), "session ended");
+            let _ = out.try_send(Err(status));
+        }
+    }
+}
+
+/// The first message: what the node already holds.
+async fn hello(
+    node: &str,
+    inbound: &mut Streaming<v1::NodeMessage>,
+) -> Result<(String, HashMap<ResourceKey, u64>), Status> {
+    let first = tokio::time::timeout(HELLO_WAIT_MAX, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no Hello"))??;
+    let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
+        return Err(Status::invalid_argument("the first message is not a Hello"));
+    };
+    if hello.node != node {
+        return Err(Status::permission_denied("the join token belongs to another node"));
+    }
+    if hello.known.len() > KNOWN_MAX {
+        return Err(Status::invalid_argument("too many known resources"));
+    }
+    let mut held = HashMap::with_capacity(hello.known.len());
+    for known in hello.known {
+        let key = known.key.ok_or_else(|| Status::invalid_argument("a known resource has no key"))?;
+        let key = convert::resource_key(&key).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        held.insert(key, known.version);
+    }
+    let agent_version = hello.agent_version.chars().filter(|c| !c.is_control()).take(64).collect();
+    Ok((agent_version, held))
+}

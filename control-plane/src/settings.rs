@@ -1,0 +1,155 @@
+//! Flags and environment of `weft-control`, and their validation: all mistakes are reported at once.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use weft_proto::identity::TrustDomain;
+
+/// A shorter lifetime leaves no time to renew.
+const CERT_LIFETIME_MIN: Duration = Duration::from_secs(30);
+/// A workload certificate is not meant to outlive a quarter.
+const CERT_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "weft-control",
+    version,
+    about = "Weft's control plane: reads manifests, tells each node what it needs, signs workload certificates",
+    after_help = "Nodes connect to --listen with TLS; the certificate names the DNS name weft-control and chains to \
+                  <state-dir>/root.pem, which every node needs. Each node authenticates with the token of a Secret of type \
+                  weft.dev/join-token in the manifests."
+)]
+pub struct Settings {
+    /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json), read recursively and watched; may be repeated
+    #[arg(long, env = "WEFT_MANIFESTS", value_delimiter = ',', required = true)]
+    pub manifests: Vec<PathBuf>,
+
+    /// Address that nodes connect to (gRPC over TLS)
+    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+
+    /// Directory for the authority's key and the published root.pem; made if missing
+    #[arg(long, env = "WEFT_STATE_DIR")]
+    pub state_dir: PathBuf,
+
+    /// Issuing certificate (PEM), followed by what it chains to; default: made on first start and kept in --state-dir
+    #[arg(long, env = "WEFT_CA_CERT", requires = "ca_key")]
+    pub ca_cert: Option<PathBuf>,
+
+    /// Private key of --ca-cert (PEM, PKCS#8)
+    #[arg(long, env = "WEFT_CA_KEY", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+
+    /// Further roots (PEM) that nodes shall trust, as during a rotation; read again when it changes
+    #[arg(long, env = "WEFT_EXTRA_ROOTS")]
+    pub extra_roots: Option<PathBuf>,
+
+    /// Trust domain of every identity
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+
+    /// Lifetime of workload certificates, such as 24h, 90m or 60s
+    #[arg(long, env = "WEFT_CERT_LIFETIME", default_value = "24h", value_parser = parse_duration)]
+    pub cert_lifetime: Duration,
+
+    /// Further DNS names and IP addresses for the server certificate, besides weft-control
+    #[arg(long, env = "WEFT_SERVER_NAMES", value_delimiter = ',')]
+    pub server_names: Vec<String>,
+
+    /// Admin endpoint: unix:/path or a loopback address with port
+    #[arg(long, env = "WEFT_ADMIN", default_value = "127.0.0.1:15014", value_parser = parse_admin)]
+    pub admin: AdminAddress,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    Unix(PathBuf),
+    Loopback(SocketAddr),
+}
+
+fn parse_admin(text: &str) -> Result<AdminAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return Ok(AdminAddress::Unix(path.into()));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| "is not unix:/path or address:port".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(AdminAddress::Loopback(address))
+    } else {
+        Err("is not a loopback address; the admin endpoint has no authentication".to_owned())
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let seconds = match &text[digits..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err("is not a number with s, m, h or d, such as 24h".to_owned()),
+    };
+    let number: u64 = text[..digits].parse().map_err(|_| "does not start with a number".to_owned())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "is too long".to_owned())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("settings: {}", .0.join("; "))]
+pub struct SettingsError(Vec<String>);
+
+impl Settings {
+    /// Checks what a single flag's parser cannot. Every mistake is in the error.
+    pub fn validate(&self) -> Result<TrustDomain, SettingsError> {
+        let mut mistakes = Vec::new();
+        let domain: Result<TrustDomain, _> = self.trust_domain.parse();
+        if let Err(error) = &domain {
+            mistakes.push(format!("--trust-domain: {error}"));
+        }
+        if !(CERT_LIFETIME_MIN..=CERT_LIFETIME_MAX).contains(&self.cert_lifetime) {
+            mistakes.push(format!("--cert-lifetime: {:?} is not 30s to 90d", self.cert_lifetime));
+        }
+        for directory in self.manifests.iter().filter(|directory| !directory.is_dir()) {
+            mistakes.push(format!("--manifests: {} is not a directory", directory.display()));
+        }
+        for (flag, file) in
+            [("--ca-cert", &self.ca_cert), ("--ca-key", &self.ca_key), ("--extra-roots", &self.extra_roots)]
+        {
+            if let Some(file) = file.as_ref().filter(|file| !file.is_file()) {
+                mistakes.push(format!("{flag}: {} is not a file", file.display()));
+            }
+        }
+        match domain {
+            Ok(domain) if mistakes.is_empty() => Ok(domain),
+            _ => Err(SettingsError(mistakes)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let settings = Settings::try_parse_from([
+            "weft-control",
+            "--manifests=/does/not/exist",
+            "--state-dir=/tmp/x",
+            "--trust-domain=UPPER",
+            "--cert-lifetime=1s",
+        ])
+        .unwrap();
+        let error = settings.validate().unwrap_err().to_string();
+        for part in ["--manifests", "--trust-domain", "--cert-lifetime"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_admin_endpoint_stays_on_the_machine() {
+        assert!(parse_admin("0.0.0.0:1").is_err());
+        assert!(parse_admin("127.0.0.1:1").is_ok() && parse_admin("[::1]:1").is_ok());
+        assert_eq!(parse_admin("unix:/a"), Ok(AdminAddress::Unix("/a".into())));
+    }
+}

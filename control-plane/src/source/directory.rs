@@ -1,0 +1,325 @@
+//! Directories of manifests as a source: reads, watches, merges.
+//!
+//! A file that cannot be used keeps its last good objects. inotify tells at once; a full read every ten seconds is the
+//! safety net for what it does not see. Names that start with a dot are not read (editors' files, a ConfigMap's `..data`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::kinds::{Parsed, PodStatus};
+use super::manifest::{self, Located};
+use super::{Event, Object, ObjectKey, PROBLEMS_SHOWN_MAX, Problem, Report, Sink, Source};
+
+/// A save is several events; this long after one everything is read.
+const DEBOUNCE: Duration = Duration::from_millis(40);
+const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Larger than any manifest that a person writes.
+const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const FILES_MAX: usize = 20_000;
+/// Symbolic links could make a circle.
+const DEPTH_MAX: usize = 16;
+
+pub struct Directory {
+    roots: Vec<PathBuf>,
+}
+
+impl Directory {
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots }
+    }
+}
+
+impl Source for Directory {
+    async fn run(self, sink: Sink, stop: CancellationToken) {
+        let (changed, mut changes) = mpsc::channel(1);
+        let mut state = Scanner::new(self.roots.clone());
+        let mut watcher = None;
+        let mut whole = true;
+        loop {
+            if watcher.is_none() {
+                watcher = watch(&self.roots, changed.clone());
+            }
+            // Reading files blocks; the scanner goes to a blocking thread and comes back.
+            let scan = tokio::task::spawn_blocking(move || {
+                let events = state.scan(whole);
+                (state, events)
+            });
+            let (back, events) = match scan.await {
+                Ok(done) => done,
+                Err(error) => {
+                    tracing::error!(%error, "reading the manifests panicked; starting over");
+                    (Scanner::new(self.roots.clone()), Vec::new())
+                }
+            };
+            state = back;
+            sink.report.send_if_modified(|report| {
+                let next = state.report();
+                let differs = **report != next;
+                if differs {
+                    next.errors.iter().for_each(|e| tracing::error!("{e}"));
+                    next.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+                    *report = Arc::new(next);
+                }
+                differs
+            });
+            if !events.is_empty() && sink.batches.send(events).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = changes.recv() => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    while changes.try_recv().is_ok() {}
+                    whole = false;
+                }
+                () = tokio::time::sleep(RESCAN_INTERVAL) => {
+                    // A directory that was replaced is another inode: watch anew.
+                    watcher = None;
+                    whole = true;
+                }
+            }
+        }
+    }
+}
+
+fn watch(roots: &[PathBuf], changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
+    let tell = move |event: notify::Result<notify::Event>| {
+        // Reading a file is an event too, and would make the scanner wake itself for ever.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            // Full: somebody is told already.
+            let _ = changed.try_send(());
+        }
+    };
+    let mut watcher = notify::recommended_watcher(tell)
+        .inspect_err(
+            |error| tracing::warn!(%error, "no inotify; changes are seen by the periodic read alone"),
+        )
+        .ok()?;
+    for root in roots {
+        if let Err(error) = watcher.watch(root, RecursiveMode::Recursive) {
+            tracing::warn!(directory = %root.display(), %error, "cannot be watched; the periodic read goes on");
+        }
+    }
+    Some(watcher)
+}
+
+/// Length, time and inode: equal means unread since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    inode: u64,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    text: Arc<str>,
+    /// The last good content.
+    good: Vec<Located>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+/// The files as last read and the objects as last sent. No watching, no waiting.
+pub struct Scanner {
+    roots: Vec<PathBuf>,
+    files: BTreeMap<PathBuf, File>,
+    sent: Option<BTreeMap<ObjectKey, (Object, PathBuf)>>,
+    directory_errors: Vec<Problem>,
+    duplicates: Vec<Problem>,
+}
+
+impl Scanner {
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self {
+            roots,
+            files: BTreeMap::new(),
+            sent: None,
+            directory_errors: Vec::new(),
+            duplicates: Vec::new(),
+        }
+    }
+
+    /// Reads what changed (`whole`: everything) and says what that changes.
+    pub fn scan(&mut self, whole: bool) -> Vec<Event> {
+        let mut found = BTreeMap::new();
+        self.directory_errors.clear();
+        let mut unreadable = Vec::new();
+        for root in self.roots.clone() {
+            if let Err(problem) = list(&root, 0, &mut found) {
+                unreadable.push(root);
+                self.directory_errors.push(problem);
+            }
+        }
+        // Files of a directory that cannot be listed are not gone for certain: their last good objects stay.
+        self.files.retain(|path, _| {
+            found.contains_key(path) || unreadable.iter().any(|root| path.starts_with(root))
+        });
+        for (path, stamp) in found {
+            let file = self.files.entry(path.clone()).or_default();
+            if whole || file.stamp.as_ref() != Some(&stamp) {
+                file.read(&path, stamp);
+            }
+        }
+        let merged = self.merge();
+        let events = match &self.sent {
+            None => vec![Event::Reset(merged.values().map(|(object, _)| object.clone()).collect())],
+            Some(sent) => difference(sent, &merged),
+        };
+        self.sent = Some(merged);
+        events
+    }
+
+    /// All files' objects, one of each name; the file that had a name first keeps it.
+    fn merge(&mut self) -> BTreeMap<ObjectKey, (Object, PathBuf)> {
+        let mut merged: BTreeMap<ObjectKey, (Object, PathBuf)> = BTreeMap::new();
+        let mut statuses: HashMap<_, &PodStatus> = HashMap::new();
+        self.duplicates.clear();
+        for (path, file) in &self.files {
+            for located in &file.good {
+                let object = match &located.parsed {
+                    Parsed::Object(object) => object,
+                    Parsed::PodStatus(status) => {
+                        statuses.insert(status.id.clone(), status);
+                        continue;
+                    }
+                };
+                let key = object.key();
+                let Some((_, other)) = merged.get(&key) else {
+                    merged.insert(key, (object.clone(), path.clone()));
+                    continue;
+                };
+                let owner = self.sent.as_ref().and_then(|sent| sent.get(&key)).map(|(_, owner)| owner);
+                let message = format!("{key} is also in {}", other.display());
+                self.duplicates.push(Problem {
+                    file: path.display().to_string(),
+                    line: located.line,
+                    message,
+                });
+                if owner == Some(path) && other != path {
+                    merged.insert(key, (object.clone(), path.clone()));
+                }
+            }
+        }
+        for (object, _) in merged.values_mut() {
+            if let Object::Pod(pod) = object
+                && let Some(status) = statuses.get(&pod.id)
+            {
+                *object = Object::Pod(Arc::new(status.onto(pod)));
+            }
+        }
+        merged
+    }
+
+    pub fn report(&self) -> Report {
+        let errors = self.directory_errors.iter().chain(&self.duplicates);
+        Report {
+            files: self.files.len(),
+            errors: errors
+                .chain(self.files.values().flat_map(|file| &file.errors))
+                .take(PROBLEMS_SHOWN_MAX)
+                .cloned()
+                .collect(),
+            warnings: self
+                .files
+                .values()
+                .flat_map(|file| &file.warnings)
+                .take(PROBLEMS_SHOWN_MAX)
+                .cloned()
+                .collect(),
+        }
+    }
+}
+
+impl File {
+    fn read(&mut self, path: &Path, stamp: Stamp) {
+        let name = path.display().to_string();
+        let problem = |message: String| vec![Problem { file: name.clone(), line: 1, message }];
+        if stamp.bytes > FILE_BYTES_MAX {
+            self.errors = problem(format!("is larger than {FILE_BYTES_MAX} bytes"));
+            self.stamp = Some(stamp);
+            return;
+        }
+        let text = match std::fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => text,
+            Ok(Err(_)) => {
+                self.errors = problem("is not UTF-8".to_owned());
+                self.stamp = Some(stamp);
+                return;
+            }
+            Err(error) => {
+                // Gone between listing and reading, or no permission: the next scan tries again.
+                self.errors = problem(error.to_string());
+                self.stamp = None;
+                return;
+            }
+        };
+        if self.stamp.is_some() && *self.text == *text {
+            self.stamp = Some(stamp);
+            return;
+        }
+        match manifest::parse(&name, &text) {
+            Ok(manifest) => {
+                self.good = manifest.objects;
+                self.warnings = manifest.warnings;
+                self.errors.clear();
+            }
+            Err(errors) => self.errors = errors,
+        }
+        self.text = text.into();
+        self.stamp = Some(stamp);
+    }
+}
+
+fn list(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>) -> Result<(), Problem> {
+    use std::os::unix::fs::MetadataExt;
+    let problem = |message: String| Problem { file: directory.display().to_string(), line: 1, message };
+    if depth > DEPTH_MAX {
+        return Err(problem(format!("is more than {DEPTH_MAX} directories deep")));
+    }
+    for entry in std::fs::read_dir(directory).map_err(|e| problem(e.to_string()))? {
+        let entry = entry.map_err(|e| problem(e.to_string()))?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
+        // Follows links; one that dangles (or a file just removed) is not there.
+        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        if metadata.is_dir() {
+            list(&path, depth + 1, found)?;
+        } else if metadata.is_file()
+            && matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json"))
+        {
+            if found.len() >= FILES_MAX {
+                return Err(problem(format!("more than {FILES_MAX} files")));
+            }
+            let stamp =
+                Stamp { bytes: metadata.len(), modified: metadata.modified().ok(), inode: metadata.ino() };
+            found.insert(path, stamp);
+        }
+    }
+    Ok(())
+}
+
+fn difference(
+    before: &BTreeMap<ObjectKey, (Object, PathBuf)>,
+    after: &BTreeMap<ObjectKey, (Object, PathBuf)>,
+) -> Vec<Event> {
+    let gone = before.keys().filter(|key| !after.contains_key(key)).cloned().map(Event::Delete);
+    let changed = after
+        .iter()
+        .filter(|(key, (object, _))| before.get(key).is_none_or(|(old, _)| old != object))
+        .map(|(_, (object, _))| Event::Apply(object.clone()));
+    gone.chain(changed).collect()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! Kubernetes objects of each kind reduced to [`Object`]s.
+//!
+//! Core kinds: unknown fields are warnings, since Kubernetes has many that Weft does not need. Weft's own kinds and
+//! HTTPRoute: unknown fields are errors, since a misspelt policy must not be taken for a weaker one.
+
+mod core;
+mod pod;
+mod policy;
+mod route;
+mod secret;
+mod traffic;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use weft_proto::convert::Invalid;
+use weft_proto::identity::NamespacedName;
+
+use super::manifest::{Document, Refused};
+use super::object::Object;
+
+pub use self::pod::PodStatus;
+
+/// What a document holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Parsed {
+    Object(Object),
+    /// Addresses and readiness of a Pod that stands elsewhere.
+    PodStatus(PodStatus),
+}
+
+/// Reads a document of the given kind. None: not of interest, and a warning says so.
+pub fn read(
+    document: &Document<'_>,
+    api_version: &str,
+    kind: &str,
+    warn: &mut dyn FnMut(usize, String),
+) -> Result<Option<Parsed>, Refused> {
+    let object = match (api_version, kind) {
+        ("v1", "Namespace") => Some(core::namespace(document, warn)?),
+        ("v1", "ServiceAccount") => Some(core::service_account(document, warn)?),
+        ("v1", "Pod") => Some(pod::pod(document, warn)?),
+        ("v1", "Service") => Some(core::service(document, warn)?),
+        ("discovery.k8s.io/v1", "EndpointSlice") => core::endpoint_slice(document, warn)?,
+        ("v1", "Secret") => secret::secret(document, warn)?,
+        ("gateway.networking.k8s.io/v1", "HTTPRoute") => Some(route::http_route(document, warn)?),
+        ("weft.dev/v1alpha1", "AuthorizationPolicy") => Some(policy::authorization_policy(document)?),
+        ("weft.dev/v1alpha1", "TrafficPolicy") => Some(traffic::traffic_policy(document)?),
+        ("weft.dev/v1alpha1", "PodStatus") => {
+            return pod::pod_status(document).map(Parsed::PodStatus).map(Some);
+        }
+        ("weft.dev/v1alpha1", other) => {
+            return Err(document.refuse("kind", format!("weft.dev/v1alpha1 has no kind {other:?}")));
+        }
+        ("", _) | (_, "") => return Err(document.refuse("kind", "apiVersion and kind must be given")),
+        (version, other) => {
+            warn(
+                document.line_of("kind"),
+                format!("kind {other} of {version} is not used by Weft and ignored"),
+            );
+            None
+        }
+    };
+    Ok(object.map(Parsed::Object))
+}
+
+/// A core object, its unknown fields reported as warnings.
+fn read_core<T: serde::de::DeserializeOwned>(
+    document: &Document<'_>,
+    warn: &mut dyn FnMut(usize, String),
+) -> Result<T, Refused> {
+    document.read(|path, line| {
+        if path != "apiVersion" && path != "kind" {
+            warn(line, format!("field {path} is not known and ignored"));
+        }
+    })
+}
+
+/// Namespace (default: `default`) and name.
+fn id_of(document: &Document<'_>, metadata: &ObjectMeta) -> Result<NamespacedName, Refused> {
+    let namespace = metadata.namespace.as_deref().unwrap_or("default");
+    let name = metadata.name.as_deref().unwrap_or_default();
+    NamespacedName::new(namespace, name).map_err(|e| document.refuse("metadata", format!("metadata: {e}")))
+}
+
+/// What the edge to the nodes refuses, said at the manifest's line.
+fn refused(document: &Document<'_>, invalid: &Invalid) -> Refused {
+    let path = invalid.field.replace('[', ".").replace(']', "");
+    document.refuse(&format!("spec.{path}"), format!("spec.{invalid}"))
+}
+
+/// Label or annotation of Weft's own.
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Comma-separated values.
+fn listed<T: std::str::FromStr>(document: &Document<'_>, name: &str, text: &str) -> Result<Vec<T>, Refused> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|element| !element.is_empty())
+        .map(|element| {
+            element.parse().map_err(|_| {
+                document
+                    .refuse("metadata.annotations", format!("annotation {name}: {element:?} is not valid"))
+            })
+        })
+        .collect()
+}

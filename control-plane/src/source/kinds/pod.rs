@@ -1,0 +1,219 @@
+//! Pod, and `weft.dev/v1alpha1` PodStatus (what a kubelet would report, where there is none).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use weft_proto::identity::{NamespacedName, PodUid};
+
+use super::super::manifest::{Document, Refused};
+use super::super::object::{Object, Pod};
+use super::{annotation, id_of, label, listed, read_core};
+
+/// Addresses, place and readiness of a Pod of the same name. Overrides what the Pod's own manifest says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodStatus {
+    pub id: NamespacedName,
+    pub uid: Option<PodUid>,
+    pub node: Option<Arc<str>>,
+    pub ips: Vec<IpAddr>,
+    pub ready: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PodStatusWire {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: PodStatusSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PodStatusSpec {
+    uid: Option<String>,
+    node_name: Option<String>,
+    #[serde(rename = "podIPs", default)]
+    pod_ips: Vec<IpAddr>,
+    #[serde(default = "yes")]
+    ready: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+pub(super) fn pod_status(document: &Document<'_>) -> Result<PodStatus, Refused> {
+    let read: PodStatusWire = document.read(|_, _| {})?;
+    let spec = read.spec;
+    Ok(PodStatus {
+        id: id_of(document, &read.metadata)?,
+        uid: spec.uid.map(|uid| uid_of(document, "spec.uid", &uid)).transpose()?,
+        node: spec.node_name.filter(|node| !node.is_empty()).map(Into::into),
+        ips: spec.pod_ips,
+        ready: spec.ready,
+    })
+}
+
+impl PodStatus {
+    /// The Pod with this status in place of its own.
+    pub fn onto(&self, pod: &Pod) -> Pod {
+        Pod {
+            uid: self.uid.clone().unwrap_or_else(|| pod.uid.clone()),
+            node: self.node.clone().or_else(|| pod.node.clone()),
+            ips: self.ips.clone(),
+            ready: self.ready,
+            ..pod.clone()
+        }
+    }
+}
+
+fn uid_of(document: &Document<'_>, path: &str, text: &str) -> Result<PodUid, Refused> {
+    text.parse().map_err(|_| document.refuse(path, format!("{path}: {text:?} is not a pod UID")))
+}
+
+/// A stable UID for a Pod that has none: the same name always gives the same UID.
+fn derived_uid(id: &NamespacedName) -> Option<PodUid> {
+    let fnv = |basis: u64| {
+        id.to_string().bytes().fold(basis, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let (high, low) = (fnv(0xcbf2_9ce4_8422_2325), fnv(0x9ae1_6a3b_2f90_404f));
+    let text = format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        high >> 32,
+        (high >> 16) & 0xffff,
+        high & 0xffff,
+        low >> 48,
+        low & 0xffff_ffff_ffff
+    );
+    text.parse().ok()
+}
+
+pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) -> Result<Object, Refused> {
+    let read: k8s::Pod = read_core(document, warn)?;
+    let metadata = &read.metadata;
+    let id = id_of(document, metadata)?;
+    let spec = read.spec.unwrap_or_default();
+    let status = read.status.unwrap_or_default();
+    let uid = match metadata.uid.as_deref() {
+        Some(uid) => uid_of(document, "metadata.uid", uid)?,
+        None => derived_uid(&id).ok_or_else(|| document.refuse("metadata", "no UID can be derived"))?,
+    };
+    let mesh = match label(metadata, "weft.dev/mesh") {
+        None => None,
+        Some("enabled") => Some(true),
+        Some("disabled") => Some(false),
+        Some(other) => {
+            return Err(document
+                .refuse("metadata.labels", format!("weft.dev/mesh: {other:?} is not enabled or disabled")));
+        }
+    };
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    // No Ready condition, as in a directory of plain manifests: ready.
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
+    let labels = metadata.labels.clone().unwrap_or_default();
+    let (workload_name, workload_kind) = owner(metadata, &labels, &id.name);
+    let excluded = |name| listed(document, name, annotation(metadata, name).unwrap_or_default());
+    let zone = label(metadata, "topology.kubernetes.io/zone").unwrap_or_default();
+    Ok(Object::Pod(Arc::new(Pod {
+        uid,
+        mesh,
+        service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
+        node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(Into::into),
+        ips: addresses(document, metadata, &status)?,
+        host_network: spec.host_network.unwrap_or(false),
+        terminal: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        terminating: metadata.deletion_timestamp.is_some(),
+        ready,
+        workload_name,
+        workload_kind,
+        zone: zone.into(),
+        named_ports: named_ports(document, &spec)?,
+        excluded_inbound_ports: excluded("weft.dev/exclude-inbound-ports")?,
+        excluded_outbound_ports: excluded("weft.dev/exclude-outbound-ports")?,
+        excluded_outbound_cidrs: listed(
+            document,
+            "weft.dev/exclude-outbound-cidrs",
+            annotation(metadata, "weft.dev/exclude-outbound-cidrs").unwrap_or_default(),
+        )?,
+        redirect: annotation(metadata, "weft.dev/redirect") != Some("disabled"),
+        labels,
+        id,
+    })))
+}
+
+/// `status.podIPs`, else `status.podIP`, else the annotation `weft.dev/pod-ips`.
+fn addresses(
+    document: &Document<'_>,
+    metadata: &ObjectMeta,
+    status: &k8s::PodStatus,
+) -> Result<Vec<IpAddr>, Refused> {
+    let mut texts: Vec<String> = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
+    if texts.is_empty() {
+        texts.extend(status.pod_ip.clone());
+    }
+    if texts.is_empty() {
+        return listed(
+            document,
+            "weft.dev/pod-ips",
+            annotation(metadata, "weft.dev/pod-ips").unwrap_or_default(),
+        );
+    }
+    texts
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|_| {
+                document.refuse("status.podIPs", format!("status.podIPs: {text:?} is not an IP address"))
+            })
+        })
+        .collect()
+}
+
+fn named_ports(document: &Document<'_>, spec: &k8s::PodSpec) -> Result<BTreeMap<String, u16>, Refused> {
+    let mut named = BTreeMap::new();
+    // Init containers with restartPolicy Always are sidecars, and may have ports of their own.
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        for port in container.ports.iter().flatten() {
+            let (Some(name), "TCP") = (&port.name, port.protocol.as_deref().unwrap_or("TCP")) else {
+                continue;
+            };
+            let number = u16::try_from(port.container_port).ok().filter(|n| *n != 0).ok_or_else(|| {
+                let message = format!("containerPort: {} is not a port from 1 to 65535", port.container_port);
+                document.refuse("spec.containers", message)
+            })?;
+            named.entry(name.clone()).or_insert(number);
+        }
+    }
+    Ok(named)
+}
+
+/// Name and kind of the workload: the controlling owner, a ReplicaSet standing for its Deployment.
+fn owner(metadata: &ObjectMeta, labels: &BTreeMap<String, String>, pod: &str) -> (Arc<str>, Arc<str>) {
+    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+    let Some(owner) = owners.iter().find(|o| o.controller == Some(true)).or(owners.first()) else {
+        return (pod.into(), "pod".into());
+    };
+    let kind = owner.kind.to_ascii_lowercase();
+    if kind == "replicaset" {
+        let suffix = labels.get("pod-template-hash").map(|hash| format!("-{hash}"));
+        if let Some(name) = suffix.and_then(|suffix| owner.name.strip_suffix(&suffix)) {
+            return (name.into(), "deployment".into());
+        }
+    }
+    if kind == "job" {
+        // A CronJob names its Jobs after itself and the minute they were due.
+        if let Some((name, minute)) = owner.name.rsplit_once('-')
+            && minute.len() >= 8
+            && minute.bytes().all(|b| b.is_ascii_digit())
+        {
+            return (name.into(), "cronjob".into());
+        }
+    }
+    (owner.name.as_str().into(), kind.into())
+}

@@ -1,0 +1,135 @@
+//! One manifest file: documents, kinds, and what is wrong with them, with line numbers. Pure: text in, objects out.
+//!
+//! A document that cannot be used makes the whole file unusable, so that a half-saved file changes nothing.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::kinds::{self, Parsed};
+use super::{Problem, locate};
+
+/// Documents in one file; a file is read whole.
+const DOCUMENTS_MAX: usize = 10_000;
+
+/// An object and the line of its document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located {
+    pub parsed: Parsed,
+    pub line: usize,
+}
+
+#[derive(Debug, Default)]
+pub struct Manifest {
+    pub objects: Vec<Located>,
+    pub warnings: Vec<Problem>,
+}
+
+/// What every object has; the rest is read once the kind is known.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "apiVersion", default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+}
+
+/// One document of a file, as a parser of a kind sees it.
+pub struct Document<'a> {
+    text: &'a str,
+    /// Line of the file at which it starts, counting from 0.
+    line: usize,
+    json: bool,
+}
+
+/// Why a document cannot be used: line of the file, counting from 1, and the reason.
+#[derive(Debug)]
+pub struct Refused {
+    pub line: usize,
+    pub message: String,
+}
+
+impl Document<'_> {
+    /// Deserializes the document; a field that the type does not know is handed to `unknown` with its path and line.
+    pub fn read<T: DeserializeOwned>(&self, mut unknown: impl FnMut(String, usize)) -> Result<T, Refused> {
+        let mut note = |path: serde_ignored::Path<'_>| {
+            // `?` stands for an Option on the way.
+            let path = path.to_string().replace(".?", "");
+            let line = self.line_of(&path);
+            unknown(path, line);
+        };
+        if self.json {
+            let mut json = serde_json::Deserializer::from_str(self.text);
+            return serde_ignored::deserialize(&mut json, &mut note)
+                .map_err(|e| Refused { line: self.line + e.line().max(1), message: e.to_string() });
+        }
+        serde_ignored::deserialize(serde_yaml_ng::Deserializer::from_str(self.text), &mut note).map_err(|e| {
+            let line = e.location().map_or(1, |at| at.line());
+            Refused { line: self.line + line, message: without_location(&e.to_string()) }
+        })
+    }
+
+    /// Line of the file, counting from 1, of a field.
+    pub fn line_of(&self, path: &str) -> usize {
+        self.line + locate::line_of(self.text, path) + 1
+    }
+
+    pub fn refuse(&self, path: &str, message: impl Into<String>) -> Refused {
+        Refused { line: self.line_of(path), message: message.into() }
+    }
+}
+
+/// The line is reported on its own, in terms of the file and not of the document.
+fn without_location(message: &str) -> String {
+    message.split(" at line ").next().unwrap_or(message).to_owned()
+}
+
+/// Reads a file. `Err` holds every document's reason.
+pub fn parse(file: &str, text: &str) -> Result<Manifest, Vec<Problem>> {
+    let json = file.ends_with(".json");
+    let documents = if json { vec![Document { text, line: 0, json }] } else { split(text) };
+    let mut manifest = Manifest::default();
+    let mut errors = Vec::new();
+    let problem = |line, message| Problem { file: file.to_owned(), line, message };
+    if documents.len() > DOCUMENTS_MAX {
+        return Err(vec![problem(1, format!("more than {DOCUMENTS_MAX} documents"))]);
+    }
+    for document in documents {
+        let mut warn = |line, message| manifest.warnings.push(problem(line, message));
+        match read(&document, &mut warn) {
+            Ok(parsed) => {
+                let line = document.line_of("kind");
+                manifest.objects.extend(parsed.map(|parsed| Located { parsed, line }));
+            }
+            Err(refused) => errors.push(problem(refused.line, refused.message)),
+        }
+    }
+    if errors.is_empty() { Ok(manifest) } else { Err(errors) }
+}
+
+fn read(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) -> Result<Option<Parsed>, Refused> {
+    let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
+    if document.text.lines().all(empty) {
+        return Ok(None);
+    }
+    let head: Head = document.read(|_, _| {})?;
+    kinds::read(document, &head.api_version, &head.kind, warn)
+}
+
+/// Splits at the `---` lines, so that each document is judged by itself and keeps its place.
+fn split(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut at) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if marker {
+            documents.push(Document { text: &text[start..at], line: start_line, json: false });
+            start = at + line.len();
+            start_line = number + 1;
+        }
+        at += line.len();
+    }
+    documents.push(Document { text: &text[start..], line: start_line, json: false });
+    documents
+}

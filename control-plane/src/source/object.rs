@@ -1,0 +1,222 @@
+//! The typed objects that a source delivers: what the index needs of Kubernetes objects, and nothing of their encoding.
+//!
+//! A value that exists is valid; a source refuses or reports the rest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use weft_proto::identity::{NamespacedName, PodUid};
+use weft_proto::model::{AppProtocol, AuthorizationPolicy, HttpRoute, InboundMode, TrafficPolicy};
+
+pub type Labels = BTreeMap<String, String>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Namespace,
+    ServiceAccount,
+    Pod,
+    Service,
+    EndpointSlice,
+    HttpRoute,
+    AuthorizationPolicy,
+    TrafficPolicy,
+    JoinToken,
+}
+
+impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::Namespace,
+        Self::ServiceAccount,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::AuthorizationPolicy,
+        Self::TrafficPolicy,
+        Self::JoinToken,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::JoinToken => "Secret",
+        }
+    }
+}
+
+/// Names one object. A Namespace's own namespace is its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub kind: Kind,
+    pub id: NamespacedName,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Namespace => write!(f, "Namespace {}", self.id.name),
+            kind => write!(f, "{} {}", kind.name(), self.id),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    Namespace(Arc<Namespace>),
+    ServiceAccount(NamespacedName),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    HttpRoute(Arc<HttpRoute>),
+    AuthorizationPolicy(Arc<AuthorizationPolicyObject>),
+    TrafficPolicy(Arc<TrafficPolicyObject>),
+    JoinToken(Arc<JoinToken>),
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        let (kind, id) = match self {
+            Self::Namespace(o) => (Kind::Namespace, &o.id),
+            Self::ServiceAccount(id) => (Kind::ServiceAccount, id),
+            Self::Pod(o) => (Kind::Pod, &o.id),
+            Self::Service(o) => (Kind::Service, &o.id),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.id),
+            Self::HttpRoute(o) => (Kind::HttpRoute, &o.id),
+            Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, &o.policy.id),
+            Self::TrafficPolicy(o) => (Kind::TrafficPolicy, &o.policy.id),
+            Self::JoinToken(o) => (Kind::JoinToken, &o.id),
+        };
+        ObjectKey { kind, id: id.clone() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    pub id: NamespacedName,
+    /// `weft.dev/mesh=enabled`.
+    pub enrolled: bool,
+    /// `weft.dev/mtls`, label or annotation.
+    pub inbound_mode: Option<InboundMode>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    pub id: NamespacedName,
+    pub uid: PodUid,
+    pub labels: Labels,
+    /// Pod label `weft.dev/mesh`.
+    pub mesh: Option<bool>,
+    pub service_account: Arc<str>,
+    pub node: Option<Arc<str>>,
+    pub ips: Vec<IpAddr>,
+    pub host_network: bool,
+    /// Succeeded or Failed: never runs again.
+    pub terminal: bool,
+    pub terminating: bool,
+    pub ready: bool,
+    pub workload_name: Arc<str>,
+    pub workload_kind: Arc<str>,
+    pub zone: Arc<str>,
+    /// TCP ports by name.
+    pub named_ports: BTreeMap<String, u16>,
+    pub excluded_inbound_ports: Vec<u16>,
+    pub excluded_outbound_ports: Vec<u16>,
+    pub excluded_outbound_cidrs: Vec<IpNet>,
+    pub redirect: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub id: NamespacedName,
+    pub vips: Vec<IpAddr>,
+    /// None: endpoints come from EndpointSlices alone.
+    pub selector: Option<Labels>,
+    pub ports: Vec<ServicePort>,
+    pub publish_not_ready: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    pub name: Arc<str>,
+    pub port: u16,
+    pub target: TargetPort,
+    pub app_protocol: AppProtocol,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Named(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub id: NamespacedName,
+    pub service: NamespacedName,
+    /// Target ports by the Service port's name.
+    pub ports: BTreeMap<String, u16>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub ips: Vec<IpAddr>,
+    pub pod: Option<NamespacedName>,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Arc<str>,
+    pub zone: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuthorizationPolicyObject {
+    pub policy: Arc<AuthorizationPolicy>,
+    /// None: every pod of the namespace.
+    pub selector: Option<Labels>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrafficPolicyObject {
+    pub policy: Arc<TrafficPolicy>,
+    /// Whether it says anything to clients; a policy of inbound mode alone does not.
+    pub for_clients: bool,
+    pub inbound: Option<Inbound>,
+}
+
+/// The mode that pods of the policy's namespace take connections in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    /// None: every pod of the namespace.
+    pub selector: Option<Labels>,
+    pub mode: InboundMode,
+}
+
+/// A node's secret. Its text never reaches a log: `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    pub id: NamespacedName,
+    pub node: Arc<str>,
+    pub token: Arc<str>,
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinToken({} for {})", self.id, self.node)
+    }
+}
+
+/// Whether every label that is wanted is there.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+}

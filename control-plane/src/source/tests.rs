@@ -1,0 +1,152 @@
+//! What the directory source promises: last good stays, places are named, nothing panics.
+
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NAMESPACE: &str =
+    "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {weft.dev/mesh: enabled}}\n";
+
+fn namespace(name: &str) -> String {
+    NAMESPACE.replace("shop", name)
+}
+
+fn keys(events: &[Event]) -> Vec<String> {
+    let mut keys: Vec<String> = events
+        .iter()
+        .flat_map(|event| match event {
+            Event::Reset(objects) => objects.iter().map(|o| format!("={}", o.key())).collect::<Vec<_>>(),
+            Event::Apply(object) => vec![format!("+{}", object.key())],
+            Event::Delete(key) => vec![format!("-{key}")],
+        })
+        .collect();
+    keys.sort();
+    keys
+}
+
+#[test]
+fn a_change_is_told_as_a_difference() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("a.yaml"), namespace("a") + "---\n" + &namespace("b")).unwrap();
+    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    assert_eq!(keys(&scanner.scan(true)), ["=Namespace a", "=Namespace b"]);
+    assert!(scanner.scan(true).is_empty());
+    fs::create_dir(path("deep")).unwrap();
+    fs::write(path("deep/c.yml"), namespace("c")).unwrap();
+    fs::write(path("a.yaml"), namespace("a")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["+Namespace c", "-Namespace b"]);
+    // As editors save, and as ConfigMaps change.
+    fs::write(path(".next"), namespace("d")).unwrap();
+    fs::rename(path(".next"), path("a.yaml")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["+Namespace d", "-Namespace a"]);
+    fs::remove_file(path("deep/c.yml")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["-Namespace c"]);
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_objects_and_names_the_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, namespace("a")).unwrap();
+    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    scanner.scan(true);
+    fs::write(&file, namespace("a") + "---\nkind: [\nx: y\n").unwrap();
+    fs::write(directory.path().join("b.yaml"), namespace("b")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["+Namespace b"]);
+    let report = scanner.report();
+    assert_eq!(report.errors.len(), 1);
+    assert!(report.errors[0].file.ends_with("a.yaml"));
+    assert!((5..=7).contains(&report.errors[0].line), "{}", report.errors[0]);
+    fs::write(&file, namespace("a")).unwrap();
+    assert!(scanner.scan(false).is_empty());
+    assert!(scanner.report().errors.is_empty());
+}
+
+#[test]
+fn a_name_in_two_files_is_an_error_that_names_both() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("b.yaml"), namespace("a")).unwrap();
+    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    scanner.scan(true);
+    fs::write(directory.path().join("a.yaml"), namespace("a").replace("enabled", "disabled")).unwrap();
+    // The file that had it first keeps it.
+    assert!(scanner.scan(false).is_empty());
+    let error = scanner.report().errors[0].to_string();
+    assert!(error.contains("a.yaml") && error.contains("b.yaml") && error.contains("Namespace a"), "{error}");
+}
+
+fn error_of(text: &str) -> String {
+    manifest::parse("f.yaml", text).unwrap_err()[0].to_string()
+}
+
+#[test]
+fn what_is_misspelt_is_an_error_in_own_kinds_and_a_warning_in_core_kinds() {
+    let policy = "apiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  action: DENY\n  \
+                  rules:\n  - from:\n    - principal: [a]\n";
+    let error = error_of(policy);
+    assert!(error.starts_with("f.yaml:") && error.contains("principal"), "{error}");
+    let service =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  clusterIP: None\n  selectr: {a: b}\n";
+    let manifest = manifest::parse("f.yaml", service).unwrap();
+    assert_eq!(manifest.warnings[0].line, 6);
+    assert!(manifest.warnings[0].message.contains("spec.selectr"), "{}", manifest.warnings[0]);
+    let unknown =
+        manifest::parse("f.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n").unwrap();
+    assert!(unknown.objects.is_empty() && unknown.warnings[0].message.contains("Deployment"));
+}
+
+#[test]
+fn values_are_refused_with_line_and_value() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  \
+                 parentRefs:\n  - {group: '', kind: Service, name: backend, port: 80}\n  rules:\n  - matches:\n    - path: \
+                 {type: RegularExpression, value: '('}\n";
+    let error = error_of(route);
+    assert!(error.contains("rules[0].matches[0].path.regex") && error.contains("\"(\""), "{error}");
+    let traffic = "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t}\nspec:\n  connectTimeout: 5\n";
+    assert!(error_of(traffic).starts_with("f.yaml:5:"), "{}", error_of(traffic));
+    let traffic = traffic.replace("connectTimeout: 5", "connectTimeout: 5 s");
+    assert!(error_of(&traffic).contains("\"5 s\" is not a duration"), "{}", error_of(&traffic));
+}
+
+#[test]
+fn a_pod_takes_its_addresses_from_the_status_of_the_same_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nspec: {nodeName: n1, containers: []}\n";
+    fs::write(directory.path().join("pod.yaml"), pod).unwrap();
+    let status = r#"{"apiVersion":"weft.dev/v1alpha1","kind":"PodStatus","metadata":{"namespace":"shop","name":"a"},
+        "spec":{"uid":"u-1","nodeName":"n2","podIPs":["10.0.0.1"],"ready":true}}"#;
+    fs::write(directory.path().join("status.yaml"), status).unwrap();
+    let events = Scanner::new(vec![directory.path().to_owned()]).scan(true);
+    let [Event::Reset(objects)] = events.as_slice() else { panic!("{events:?}") };
+    let [Object::Pod(pod)] = objects.as_slice() else { panic!("{objects:?}") };
+    assert_eq!((pod.uid.as_str(), pod.node.as_deref(), pod.ips.len()), ("u-1", Some("n2"), 1));
+}
+
+#[test]
+fn a_token_never_shows() {
+    let text = "apiVersion: v1\nkind: Secret\ntype: weft.dev/join-token\nmetadata: {name: j, namespace: weft-system}\n\
+                stringData: {node: n1, token: very-secret-very-secret}\n";
+    let manifest = manifest::parse("f.yaml", text).unwrap();
+    assert!(!format!("{manifest:?}").contains("very-secret"));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "[ -~\n\t\u{e9}-]{0,200}") {
+        let _ = manifest::parse("f.yaml", &text);
+        let _ = manifest::parse("f.json", &text);
+    }
+
+    #[test]
+    fn a_manifest_with_bytes_changed_never_panics(at in 0usize..400, with in any::<char>(), kind in 0usize..4) {
+        let kinds = ["AuthorizationPolicy", "TrafficPolicy", "PodStatus", "X"];
+        let text = format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: {}\nmetadata: {{name: p, namespace: shop}}\nspec:\n  action: DENY\n  \
+             inbound: {{mode: STRICT}}\n  rules:\n  - from:\n    - principals: ['*/sa/x']\n", kinds[kind]);
+        let changed: String = text.chars().enumerate().map(|(i, c)| if i == at { with } else { c }).collect();
+        let _ = manifest::parse("f.yaml", &changed);
+    }
+}
