@@ -9,6 +9,7 @@ use crate::discovery::ControlStatus;
 use crate::drain::Drain;
 use crate::enrol::Pods;
 use crate::identity::Identities;
+use crate::l7::Upstreams;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotHandle;
 use crate::telemetry::Telemetry;
@@ -22,6 +23,7 @@ pub struct Node {
     pub pods: Pods,
     pub tunnels: Pool,
     pub balancers: Balancers,
+    pub upstreams: Upstreams,
     pub telemetry: Telemetry,
     pub kernel: Arc<weft_ebpf::Kernel>,
     pub drain: Drain,

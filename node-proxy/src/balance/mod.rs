@@ -1,16 +1,27 @@
 //! Which endpoint gets the next request or connection: P2C on peak-EWMA latency, ejection, retry budgets.
 //!
 //! Decisions are pure functions of the state, the time and the randomness passed in; the state of every destination
-//! lives in [`Balancers`] and outlives snapshots.
+//! lives in [`Balancers`] and outlives snapshots. Start at [`Balancer::pick`] in `balancer.rs`; what is remembered of
+//! one endpoint is in `health.rs`, the retry budget in `budget.rs`.
 
-use std::net::IpAddr;
+mod balancer;
+mod budget;
+mod health;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use parking_lot::RwLock;
 use weft_proto::identity::NamespacedName;
-use weft_proto::model::Endpoint;
 
-use crate::snapshot::ServiceEntry;
+pub use balancer::{Balancer, Live, Pick};
+
+/// Most destinations remembered at a time: four times the Services of a large cluster's busiest node. Beyond it, those
+/// that nobody is using are forgotten.
+const BALANCERS_MAX: usize = 4096;
 
 /// Where the client is, for preferring near endpoints.
 #[derive(Debug, Clone)]
@@ -36,56 +47,31 @@ pub enum Outcome {
 /// Balancing state of every destination, by Service and port.
 #[derive(Default)]
 pub struct Balancers {
-    _private: (),
+    of: RwLock<HashMap<NamespacedName, Vec<(u16, Arc<Balancer>)>>>,
 }
 
 impl Balancers {
-    pub fn of(&self, _service: &NamespacedName, _port: u16) -> Arc<Balancer> {
-        todo!()
+    pub fn of(&self, service: &NamespacedName, port: u16) -> Arc<Balancer> {
+        let find = |ports: &Vec<(u16, Arc<Balancer>)>| {
+            ports.iter().find(|(have, _)| *have == port).map(|(_, balancer)| balancer.clone())
+        };
+        if let Some(balancer) = self.of.read().get(service).and_then(find) {
+            return balancer;
+        }
+        let mut of = self.of.write();
+        if let Some(balancer) = of.get(service).and_then(find) {
+            return balancer;
+        }
+        if of.len() >= BALANCERS_MAX {
+            of.retain(|_, ports| ports.iter().any(|(_, balancer)| Arc::strong_count(balancer) > 1));
+        }
+        let balancer = Arc::new(Balancer::new());
+        of.entry(service.clone()).or_default().push((port, balancer.clone()));
+        balancer
     }
-}
 
-/// Balancing state of one Service port.
-pub struct Balancer {
-    _private: (),
-}
-
-impl Balancer {
-    /// Picks among the ready endpoints that serve `port`, avoiding `tried` while there are others. None: there are none.
-    pub fn pick(
-        self: &Arc<Self>,
-        _entry: &ServiceEntry,
-        _port: u16,
-        _from: &Locality,
-        _tried: &[IpAddr],
-        _now: Instant,
-        _random: u64,
-    ) -> Option<Pick> {
-        todo!()
-    }
-    /// Counts a new (first-attempt) request or connection as live until the guard is dropped; its share is the retry budget.
-    pub fn begin(self: &Arc<Self>) -> Live {
-        todo!()
-    }
-    /// Takes one retry out of the budget; false when it is spent.
-    pub fn try_retry(&self, _entry: &ServiceEntry, _now: Instant) -> bool {
-        todo!()
-    }
-}
-
-/// Counts as a live request while it exists.
-pub struct Live {
-    _private: (),
-}
-
-/// A chosen endpoint; counts as in flight until finished or dropped (dropped: cancelled).
-pub struct Pick {
-    pub endpoint: Arc<Endpoint>,
-    pub target_port: u16,
-}
-
-impl Pick {
-    pub fn finish(self, _outcome: Outcome, _now: Instant) {
-        todo!()
+    /// Forgets the Services for which `keep` is false: those that left the snapshot.
+    pub fn retain(&self, mut keep: impl FnMut(&NamespacedName) -> bool) {
+        self.of.write().retain(|service, _| keep(service));
     }
 }

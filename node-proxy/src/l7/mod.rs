@@ -2,3 +2,6 @@
 
 pub mod inbound;
 pub mod outbound;
+mod pool;
+
+pub use pool::Upstreams;

@@ -1,6 +1,7 @@
 //! Which rule, backends and filters a request gets, as the Gateway API says. Pure.
 
 use std::sync::Arc;
+use weft_proto::identity::NamespacedName;
 use weft_proto::model::HttpRoute;
 
 /// The routes of one Service, in order of precedence, compiled.
@@ -10,8 +11,8 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// `routes`: those with this Service as a parent.
-    pub fn compile(_routes: &[Arc<HttpRoute>]) -> Self {
+    /// `routes`: those with `service` as a parent.
+    pub fn compile(_service: &NamespacedName, _routes: &[Arc<HttpRoute>]) -> Self {
         todo!()
     }
 }

@@ -1,0 +1,311 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use weft_proto::identity::NamespacedName;
+use weft_proto::model::{Ejection, Endpoint, RetryPolicy, Service, TrafficPolicy};
+
+use super::balancer::EJECTION_DEFAULT;
+use super::*;
+use crate::snapshot::ServiceEntry;
+
+const PORT: u16 = 80;
+
+fn service() -> NamespacedName {
+    NamespacedName::new("shop", "backend").unwrap()
+}
+
+fn endpoint(n: u8, node: &str) -> Endpoint {
+    Endpoint {
+        service: service(),
+        ip: [10, 1, 0, n].into(),
+        workload: None,
+        ports: [(PORT, 8080)].into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: node.into(),
+        zone: "".into(),
+    }
+}
+
+fn entry(endpoints: Vec<Endpoint>) -> ServiceEntry {
+    ServiceEntry {
+        service: Arc::new(Service { id: service(), vips: vec![], ports: vec![] }),
+        endpoints: endpoints.into_iter().map(Arc::new).collect(),
+        traffic_policy: None,
+        routes: Arc::default(),
+    }
+}
+
+fn endpoints(count: u8) -> ServiceEntry {
+    entry((1..=count).map(|n| endpoint(n, "elsewhere")).collect())
+}
+
+fn with_policy(mut entry: ServiceEntry, f: impl FnOnce(&mut TrafficPolicy)) -> ServiceEntry {
+    let mut policy = TrafficPolicy {
+        id: service(),
+        services: vec![],
+        retry: None,
+        connect_timeout: None,
+        ejection: None,
+        max_connections: None,
+        max_pending_requests: None,
+    };
+    f(&mut policy);
+    entry.traffic_policy = Some(Arc::new(policy));
+    entry
+}
+
+/// A destination in virtual time.
+struct World {
+    balancer: Arc<Balancer>,
+    now: Instant,
+    random: u64,
+    here: Locality,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let here = Locality { node: "here".into(), zone: "z".into() };
+        Self { balancer: Arc::new(Balancer::with_epoch(now)), now, random: 7, here }
+    }
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+    }
+    fn pick(&mut self, entry: &ServiceEntry, tried: &[std::net::IpAddr]) -> Option<Pick> {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.balancer.pick(entry, PORT, &self.here, tried, self.now, self.random)
+    }
+    /// One request after the other; how many each endpoint (by last byte) got.
+    fn run(
+        &mut self,
+        entry: &ServiceEntry,
+        count: usize,
+        answer: impl Fn(u8) -> Outcome,
+    ) -> std::collections::BTreeMap<u8, usize> {
+        let mut got = std::collections::BTreeMap::new();
+        for _ in 0..count {
+            let pick = self.pick(entry, &[]).unwrap();
+            let n = last(&pick);
+            *got.entry(n).or_default() += 1;
+            let outcome = answer(n);
+            if let Outcome::Success { latency } | Outcome::Failure { latency } = outcome {
+                self.pass(latency);
+            }
+            pick.finish(outcome, self.now);
+        }
+        got
+    }
+}
+
+fn last(pick: &Pick) -> u8 {
+    match pick.endpoint.ip {
+        std::net::IpAddr::V4(ip) => ip.octets()[3],
+        std::net::IpAddr::V6(_) => unreachable!(),
+    }
+}
+
+fn ok(ms: u64) -> Outcome {
+    Outcome::Success { latency: Duration::from_millis(ms) }
+}
+
+fn failed(ms: u64) -> Outcome {
+    Outcome::Failure { latency: Duration::from_millis(ms) }
+}
+
+#[test]
+fn only_ready_endpoints_of_the_port_are_picked_and_serving_ones_as_a_last_resort() {
+    let mut world = World::new();
+    let mut ends = [endpoint(1, "a"), endpoint(2, "a"), endpoint(3, "a"), endpoint(4, "a")];
+    ends[1].ready = false;
+    ends[2].terminating = true;
+    ends[3].ports = [(81, 8081)].into();
+    let some = entry(ends.to_vec());
+    assert_eq!(world.run(&some, 50, |_| ok(1)).into_iter().collect::<Vec<_>>(), [(1, 50)]);
+    // Only a terminating one is left, and it still serves.
+    ends[1].serving = false;
+    let leaving = entry(ends[1..].to_vec());
+    assert_eq!(last(&world.pick(&leaving, &[]).unwrap()), 3);
+    assert!(world.pick(&entry(vec![]), &[]).is_none());
+    assert!(world.pick(&entry(vec![ends[3].clone()]), &[]).is_none());
+    assert_eq!(world.pick(&some, &[]).unwrap().target_port, 8080);
+}
+
+#[test]
+fn equal_endpoints_get_equal_shares_and_a_slow_one_less() {
+    let got = World::new().run(&endpoints(4), 4000, |_| ok(2));
+    for (n, count) in &got {
+        assert!((800..1200).contains(count), "{n}: {got:?}");
+    }
+    let got = World::new().run(&endpoints(4), 4000, |n| if n == 4 { ok(50) } else { ok(2) });
+    assert!(got[&4] < 200, "{got:?}");
+    assert!(got[&4] > 0, "a slow endpoint is still asked now and then: {got:?}");
+}
+
+#[test]
+fn requests_in_flight_push_new_ones_elsewhere() {
+    let mut world = World::new();
+    let entry = endpoints(4);
+    let held: Vec<Pick> = (0..400).map(|_| world.pick(&entry, &[]).unwrap()).collect();
+    let flight = world.balancer.in_flight();
+    assert!(flight.iter().all(|n| (60..140).contains(n)), "{flight:?}");
+    drop(held);
+    assert_eq!(world.balancer.in_flight(), [0; 4]);
+}
+
+#[test]
+fn the_near_endpoint_is_preferred_and_the_far_one_does_not_starve() {
+    let near = entry(vec![endpoint(1, "here"), endpoint(2, "elsewhere")]);
+    let got = World::new().run(&near, 3000, |_| ok(1));
+    assert!((1800..2200).contains(&got[&1]), "{got:?}");
+}
+
+#[test]
+fn an_endpoint_that_fails_is_ejected_and_comes_back() {
+    let mut world = World::new();
+    let entry = endpoints(3);
+    let got = world.run(&entry, 300, |n| if n == 1 { failed(1) } else { ok(1) });
+    assert!(got[&1] <= 5, "at most the failures that ejection takes: {got:?}");
+    // Penalised, so perhaps not asked five times at once: force the rest.
+    while world.balancer.ejected(world.now) == 0 {
+        let pick = world.pick(&entry, &[[10, 1, 0, 2].into(), [10, 1, 0, 3].into()]).unwrap();
+        assert_eq!(last(&pick), 1);
+        pick.finish(failed(1), world.now);
+    }
+    for _ in 0..200 {
+        assert_ne!(last(&world.pick(&entry, &[]).unwrap()), 1);
+    }
+    world.pass(Duration::from_secs(60));
+    let got = world.run(&entry, 3000, |_| ok(1));
+    assert!(got[&1] > 700, "recovered: {got:?}");
+}
+
+#[test]
+fn ejection_lasts_longer_each_time_and_forgets_by_successes() {
+    let health = super::health::Health::default();
+    let s = |s: u64| s * 1_000_000_000;
+    let base = Duration::from_secs(5);
+    health.eject(base, 0);
+    assert!(health.ejected(s(4)) && !health.ejected(s(5)));
+    health.eject(base, s(10));
+    assert!(health.ejected(s(19)) && !health.ejected(s(20)));
+    health.eject(base, s(30));
+    assert!(health.ejected(s(49)) && !health.ejected(s(50)));
+    for _ in 0..3 {
+        health.succeeded(Duration::from_millis(1), s(60));
+    }
+    health.eject(base, s(70));
+    assert!(health.ejected(s(74)) && !health.ejected(s(75)));
+    for n in 0..40 {
+        health.eject(base, s(100) + n);
+    }
+    assert!(!health.ejected(s(100) + 40 + super::health::EJECTION_MAX.as_nanos() as u64));
+}
+
+#[test]
+fn a_tried_endpoint_is_avoided_while_there_are_others() {
+    let mut world = World::new();
+    let entry = endpoints(3);
+    for _ in 0..100 {
+        let pick = world.pick(&entry, &[[10, 1, 0, 1].into(), [10, 1, 0, 3].into()]).unwrap();
+        assert_eq!(last(&pick), 2);
+    }
+    let all: Vec<std::net::IpAddr> = (1..=3).map(|n| [10, 1, 0, n].into()).collect();
+    assert!(world.pick(&entry, &all).is_some());
+    assert!(world.balancer.has_untried(&all[..2], world.now));
+    assert!(!world.balancer.has_untried(&all, world.now));
+}
+
+#[test]
+fn the_health_of_an_endpoint_survives_a_new_snapshot_and_dies_with_it() {
+    let mut world = World::new();
+    let three = endpoints(3);
+    let others: [std::net::IpAddr; 2] = [[10, 1, 0, 2].into(), [10, 1, 0, 3].into()];
+    for _ in 0..5 {
+        world.pick(&three, &others).unwrap().finish(failed(1), world.now);
+    }
+    assert_eq!(world.balancer.ejected(world.now), 1);
+    let more = endpoints(5);
+    assert!(world.pick(&more, &[]).is_some());
+    assert_eq!(world.balancer.ejected(world.now), 1);
+    let gone = entry((2..=5).map(|n| endpoint(n, "elsewhere")).collect());
+    assert!(world.pick(&gone, &[]).is_some());
+    assert!(world.pick(&more, &[]).is_some());
+    assert_eq!(world.balancer.ejected(world.now), 0);
+}
+
+#[test]
+fn retries_are_a_share_of_requests_and_a_minimum_per_second() {
+    let mut world = World::new();
+    let entry = with_policy(endpoints(1), |policy| {
+        policy.retry = Some(RetryPolicy {
+            codes: vec![],
+            attempts: 2,
+            backoff: None,
+            methods: vec![],
+            budget_percent: 20,
+            budget_min_per_s: 3,
+            per_try_timeout: None,
+        });
+    });
+    let mut taken = |world: &World| {
+        let mut taken = 0;
+        while world.balancer.try_retry(&entry, world.now) {
+            taken += 1;
+        }
+        taken
+    };
+    assert_eq!(taken(&world), 3);
+    for _ in 0..100 {
+        drop(world.balancer.begin());
+    }
+    assert_eq!(taken(&world), 20);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(taken(&world), 3);
+    // An hour of calm, then a storm: only the last ten seconds' share counts.
+    for _ in 0..360_000 {
+        drop(world.balancer.begin());
+    }
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(taken(&world), 200 + 3);
+    assert_eq!(world.balancer.live(), 0);
+}
+
+#[test]
+fn the_state_of_a_destination_is_one_and_ends_with_its_service() {
+    let balancers = Balancers::default();
+    let a = balancers.of(&service(), 80);
+    assert!(Arc::ptr_eq(&a, &balancers.of(&service(), 80)));
+    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 81)));
+    balancers.retain(|_| false);
+    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 80)));
+}
+
+proptest! {
+    /// Whatever fails, a floor of endpoints stays, and something is always picked.
+    #[test]
+    fn ejection_never_goes_below_its_floor(
+        count in 1u8..9,
+        percent in 0u32..=100,
+        steps in prop::collection::vec((0u8..9, prop::bool::ANY, 0u64..2000), 1..300),
+    ) {
+        let mut world = World::new();
+        let entry = with_policy(endpoints(count), |policy| {
+            policy.ejection = Some(Ejection { consecutive_failures: 2, max_ejected_percent: percent, ..EJECTION_DEFAULT });
+        });
+        for (n, fails, ms) in steps {
+            world.pass(Duration::from_millis(ms));
+            let others: Vec<std::net::IpAddr> =
+                (1..=count).filter(|m| *m != n % count + 1).map(|m| [10, 1, 0, m].into()).collect();
+            let pick = world.pick(&entry, &others);
+            prop_assert!(pick.is_some());
+            pick.unwrap().finish(if fails { failed(1) } else { ok(1) }, world.now);
+            let ejected = world.balancer.ejected(world.now);
+            prop_assert!(ejected < usize::from(count));
+            prop_assert!(ejected * 100 <= usize::from(count) * percent as usize);
+        }
+    }
+}
