@@ -229,7 +229,7 @@ impl Snapshot {
         let routes = match self.services.get(id) {
             Some(old) if !routes_changed => Arc::clone(&old.routes),
             _ if parts.routes.is_empty() => Arc::default(),
-            _ => Arc::new(RouteTable::compile(&parts.routes.values().cloned().collect::<Vec<_>>())),
+            _ => Arc::new(RouteTable::compile(id, &parts.routes.values().cloned().collect::<Vec<_>>())),
         };
         let endpoints = parts.endpoints.values().cloned().collect();
         let entry = ServiceEntry { service, endpoints, traffic_policy: self.traffic_policy_of(id), routes };
