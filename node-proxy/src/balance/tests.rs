@@ -185,7 +185,7 @@ fn an_endpoint_that_fails_is_ejected_and_comes_back() {
 
 #[test]
 fn ejection_lasts_longer_each_time_and_forgets_by_successes() {
-    let health = super::health::Health::default();
+    let health = health::Health::default();
     let s = |s: u64| s * 1_000_000_000;
     let base = Duration::from_secs(5);
     health.eject(base, 0);
@@ -202,7 +202,7 @@ fn ejection_lasts_longer_each_time_and_forgets_by_successes() {
     for n in 0..40 {
         health.eject(base, s(100) + n);
     }
-    assert!(!health.ejected(s(100) + 40 + super::health::EJECTION_MAX.as_nanos() as u64));
+    assert!(!health.ejected(s(100) + 40 + health::EJECTION_MAX.as_nanos() as u64));
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn retries_are_a_share_of_requests_and_a_minimum_per_second() {
             per_try_timeout: None,
         });
     });
-    let mut taken = |world: &World| {
+    let taken = |world: &World| {
         let mut taken = 0;
         while world.balancer.try_retry(&entry, world.now) {
             taken += 1;
