@@ -1,18 +1,287 @@
 //! An HTTP connection towards an application of this node: policy and span per request, then 1:1 over `app`.
+//!
+//! Policies are read from the current snapshot for each request, so a change holds from the next request on. When the
+//! application closes, the client's side is closed too; a request on its way then gets no answer, which the client's
+//! proxy sees as a connection that ended.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use http::{Request, Response, StatusCode};
+use hyper::body::{Body, Incoming as IncomingBody};
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use weft_proto::identity::SpiffeId;
+use weft_proto::model::Workload;
 
+use super::body::{Ending, Outgoing, Relay, Upstream};
 use super::outbound::Protocol;
-use crate::inbound::Incoming;
+use super::{hop, limits, reply};
+use crate::inbound::{Incoming, Peer};
 use crate::node::Node;
+use crate::policy::{ConnectionFacts, RequestFacts, Verdict, authorize_request};
+use crate::telemetry::{CloseReason, Flow, Party, Reporter, RequestRecord, RequestStart, Security};
+
+type Reply = Response<Relay<Served>>;
 
 /// Serves one connection until it ends. The L4 part of the policy has already passed.
-pub async fn serve<IO>(_node: Arc<Node>, _incoming: Incoming, _protocol: Protocol, _io: IO, _app: TcpStream)
+pub async fn serve<IO>(node: Arc<Node>, incoming: Incoming, protocol: Protocol, io: IO, app: TcpStream)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    todo!()
+    let drain = node.drain.clone();
+    let closed = CancellationToken::new();
+    let leaving = Arc::new(AtomicBool::new(false));
+    let app = match App::open(protocol, app, &closed, &leaving).await {
+        Ok(app) => app,
+        Err(error) => {
+            tracing::debug!(port = incoming.port, %error, "the application took no HTTP connection");
+            return;
+        }
+    };
+    let session = Arc::new(Session { node, incoming, app, leaving });
+    let service = service_fn(move |request: Request<IncomingBody>| {
+        let session = Arc::clone(&session);
+        async move { session.request(request).await }
+    });
+    let serve = async {
+        match protocol {
+            Protocol::Http1 => {
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .preserve_header_case(true)
+                    .auto_date_header(false)
+                    .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
+                    .serve_connection(TokioIo::new(io), service)
+                    .with_upgrades();
+                drive!(connection, drain, closed);
+            }
+            Protocol::Http2 => {
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .auto_date_header(false)
+                    .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
+                    .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+                    .max_concurrent_streams(limits::STREAMS_OF_CLIENT_MAX)
+                    .max_header_list_size(limits::HEADER_BYTES_MAX)
+                    .serve_connection(TokioIo::new(io), service);
+                drive!(connection, drain, closed);
+            }
+        }
+    };
+    // Large, and one per connection: on the heap rather than in every caller's future.
+    Box::pin(serve).await;
+}
+
+/// The one connection to the application.
+enum App {
+    /// HTTP/1 serves one request at a time, and so does the server in front of it.
+    Http1(tokio::sync::Mutex<http1::SendRequest<Outgoing>>),
+    Http2(http2::SendRequest<Outgoing>),
+}
+
+impl App {
+    /// `closed` is cancelled when the application has ended the connection.
+    async fn open(
+        protocol: Protocol,
+        app: TcpStream,
+        closed: &CancellationToken,
+        leaving: &Arc<AtomicBool>,
+    ) -> Result<Self, hyper::Error> {
+        let closed = closed.clone();
+        let leaving = Arc::clone(leaving);
+        match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::Builder::new()
+                    .preserve_header_case(true)
+                    .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
+                    .handshake(TokioIo::new(app))
+                    .await?;
+                tokio::spawn(async move {
+                    // Its error is also the request's, where it is reported.
+                    let _ = connection.with_upgrades().await;
+                    // HTTP also ends here when the connection leaves it: then the bytes go on.
+                    if !leaving.load(Relaxed) {
+                        closed.cancel();
+                    }
+                });
+                Ok(Self::Http1(tokio::sync::Mutex::new(sender)))
+            }
+            Protocol::Http2 => {
+                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                    .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
+                    .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+                    .max_header_list_size(limits::HEADER_BYTES_MAX)
+                    .handshake(TokioIo::new(app))
+                    .await?;
+                tokio::spawn(async move {
+                    let _ = connection.await;
+                    closed.cancel();
+                });
+                Ok(Self::Http2(sender))
+            }
+        }
+    }
+
+    async fn send(&self, request: Request<Outgoing>) -> Result<Response<IncomingBody>, hyper::Error> {
+        match self {
+            Self::Http1(sender) => {
+                let mut sender = sender.lock().await;
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                let mut sender = sender.clone();
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+}
+
+struct Session {
+    node: Arc<Node>,
+    incoming: Incoming,
+    app: App,
+    /// A request that may leave HTTP is on its way.
+    leaving: Arc<AtomicBool>,
+}
+
+/// What is finished when the response has ended.
+struct Served {
+    record: RequestRecord,
+    status: StatusCode,
+}
+
+impl Ending for Served {
+    fn end(self, grpc_status: Option<u32>, reason: CloseReason) {
+        self.record.finish(Some(self.status), grpc_status, reason);
+    }
+}
+
+impl Session {
+    /// Err: the application ended the connection before an answer; the client's side is ended too.
+    async fn request(&self, mut request: Request<IncomingBody>) -> Result<Reply, hyper::Error> {
+        let upgrade =
+            hop::wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
+        let workload = self.incoming.pod.workload.load_full();
+        let mut record = self.record(&request, &workload);
+        let grpc = reply::is_grpc(request.headers());
+        match self.authorize(&request, &workload) {
+            Verdict::Allow { by, .. } => {
+                if let Some(by) = by {
+                    record.policy(by);
+                }
+            }
+            refused => return Ok(deny(grpc, &refused, record)),
+        }
+
+        let (mut head, body) = request.into_parts();
+        let method = head.method.clone();
+        hop::strip(&mut head.headers, upgrade.is_some() && method != http::Method::CONNECT);
+        record.propagate(&mut head.headers);
+        let bytes = record.bytes();
+        let body =
+            if body.is_end_stream() { Outgoing::empty(&bytes) } else { Outgoing::stream(body, &bytes) };
+        self.leaving.store(upgrade.is_some(), Relaxed);
+        let mut response = match self.app.send(Request::from_parts(head, body)).await {
+            Ok(response) => response,
+            Err(error) => {
+                record.finish(None, None, CloseReason::ServerReset);
+                return Err(error);
+            }
+        };
+        let status = response.status();
+        if hop::upgraded(&method, status)
+            && let Some(client) = upgrade
+        {
+            let server = hyper::upgrade::on(&mut response);
+            hop::strip(response.headers_mut(), status == StatusCode::SWITCHING_PROTOCOLS);
+            tokio::spawn(async move {
+                let reason = hop::relay(client, server, &bytes).await;
+                record.finish(Some(status), None, reason);
+            });
+            return Ok(response.map(|_| Relay::Local(None)));
+        }
+        self.leaving.store(false, Relaxed);
+        hop::strip(response.headers_mut(), false);
+        let grpc_status = reply::grpc_status(response.headers());
+        Ok(response.map(|incoming| {
+            let ending = Some(Served { record, status });
+            Relay::Upstream(Box::new(Upstream { incoming, bytes, deadline: None, grpc_status, ending }))
+        }))
+    }
+
+    fn principal(&self) -> Option<&SpiffeId> {
+        match &self.incoming.peer {
+            Peer::Verified(peer) => Some(peer.id()),
+            Peer::Local(id) => Some(id),
+            Peer::Anonymous => None,
+        }
+    }
+
+    fn authorize(&self, request: &Request<IncomingBody>, workload: &Workload) -> Verdict {
+        let policies = self.node.snapshot.load().policies(workload);
+        let connection = ConnectionFacts {
+            principal: self.principal(),
+            source_ip: self.incoming.client.ip(),
+            destination_port: self.incoming.port,
+        };
+        let facts =
+            RequestFacts { method: request.method(), path: request.uri().path(), headers: request.headers() };
+        authorize_request(&policies, &connection, &facts)
+    }
+
+    fn record(&self, request: &Request<IncomingBody>, workload: &Arc<Workload>) -> RequestRecord {
+        let client = self.incoming.client;
+        let flow = Flow {
+            reporter: Reporter::Destination,
+            source: Party {
+                workload: self.node.snapshot.load().workload_by_ip(client.ip()).cloned(),
+                principal: self.principal().cloned(),
+                address: Some(client),
+            },
+            destination: Party {
+                workload: Some(Arc::clone(workload)),
+                principal: Some(self.incoming.pod.identity.clone()),
+                address: Some(self.incoming.address),
+            },
+            service: None,
+            security: match self.incoming.peer {
+                Peer::Verified(_) => Security::MutualTls,
+                Peer::Local(_) => Security::Local,
+                Peer::Anonymous => Security::None,
+            },
+        };
+        let authority = request
+            .uri()
+            .authority()
+            .map(http::uri::Authority::as_str)
+            .or_else(|| request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()));
+        let start = RequestStart {
+            method: request.method(),
+            path: request.uri().path(),
+            authority,
+            version: request.version(),
+            headers: request.headers(),
+        };
+        self.node.telemetry.request(flow, &start)
+    }
+}
+
+/// 403, naming the policy.
+fn deny(grpc: bool, verdict: &Verdict, mut record: RequestRecord) -> Reply {
+    let detail = match verdict {
+        Verdict::Deny { by: Some(by) } => {
+            record.policy(by.clone());
+            format!("denied by AuthorizationPolicy {by}")
+        }
+        _ => "denied: no ALLOW AuthorizationPolicy of this workload matches".to_owned(),
+    };
+    let reason = CloseReason::PolicyDenied;
+    let (response, grpc_status) = reply::local(grpc, reply::status_of(reason), reason, &detail);
+    record.finish(Some(response.status()), grpc_status, reason);
+    response.map(|text| Relay::Local((!text.is_empty()).then_some(text)))
 }

@@ -1,7 +1,44 @@
 //! HTTP/1.1 and HTTP/2 at L7: serving the application's connection (outbound) and the tunnel's stream (inbound).
+//!
+//! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `retry.rs` (may it be repeated) →
+//! `pool.rs` (connections to endpoints). Inbound: `inbound.rs`. Both use `body.rs`, `hop.rs`, `reply.rs`; every bound is
+//! in `limits.rs`.
 
+/// Drives a server connection to its end: told to finish when draining begins or `closed` says that there is nothing
+/// behind it any more, dropped at the deadline.
+macro_rules! drive {
+    ($connection:expr, $drain:expr, $closed:expr) => {{
+        let connection = $connection;
+        let drain = &$drain;
+        let closed = &$closed;
+        tokio::pin!(connection);
+        let mut draining = false;
+        loop {
+            tokio::select! {
+                // How a client's connection ends is in its requests' records.
+                _ = &mut connection => break,
+                () = drain.draining.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = closed.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = drain.deadline.cancelled() => break,
+            }
+        }
+    }};
+}
+
+mod body;
+mod exchange;
+mod hop;
 pub mod inbound;
+mod limits;
 pub mod outbound;
 mod pool;
+mod reply;
+mod retry;
 
 pub use pool::Upstreams;

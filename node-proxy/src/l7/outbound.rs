@@ -1,12 +1,30 @@
 //! A client application's HTTP connection: per request route → balance → attempt → retry.
+//!
+//! Start at [`serve`]; one request's walk is [`Session::request`] in `exchange.rs`. What this stage reaches of the
+//! node goes through [`Mesh`], so that tests need neither kernel nor TLS.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
+use weft_proto::identity::{NamespacedName, PodUid, SpiffeId};
+use weft_proto::model::Workload;
 
-use crate::connect::Source;
+use super::exchange::Session;
+use super::limits;
+use crate::balance::Balancers;
+use crate::connect::{ConnectError, Destination, Source, UpstreamIo, connect};
+use crate::drain::Drain;
 use crate::node::Node;
 use crate::outbound::Target;
+use crate::snapshot::ServiceEntry;
+use crate::telemetry::Telemetry;
+
+use super::Upstreams;
 
 /// HTTP of which version the first bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +33,90 @@ pub enum Protocol {
     Http2,
 }
 
+/// What this stage needs of the node.
+pub(super) trait Mesh: Send + Sync + 'static {
+    type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    fn service(&self, id: &NamespacedName) -> Option<Arc<ServiceEntry>>;
+    fn workload(&self, uid: &PodUid) -> Option<Arc<Workload>>;
+    fn balancers(&self) -> &Balancers;
+    fn upstreams(&self) -> &Upstreams;
+    fn telemetry(&self) -> &Telemetry;
+    fn drain(&self) -> &Drain;
+    fn connect(
+        &self,
+        source: &Source,
+        to: &Destination,
+    ) -> impl Future<Output = Result<(Self::Io, Option<SpiffeId>), ConnectError>> + Send;
+}
+
+impl Mesh for Arc<Node> {
+    type Io = UpstreamIo;
+    fn service(&self, id: &NamespacedName) -> Option<Arc<ServiceEntry>> {
+        self.snapshot.load().service(id).cloned()
+    }
+    fn workload(&self, uid: &PodUid) -> Option<Arc<Workload>> {
+        self.snapshot.load().workload(uid).cloned()
+    }
+    fn balancers(&self) -> &Balancers {
+        &self.balancers
+    }
+    fn upstreams(&self) -> &Upstreams {
+        &self.upstreams
+    }
+    fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+    fn drain(&self) -> &Drain {
+        &self.drain
+    }
+    async fn connect(
+        &self,
+        source: &Source,
+        to: &Destination,
+    ) -> Result<(UpstreamIo, Option<SpiffeId>), ConnectError> {
+        let upstream = connect(self, source, to).await?;
+        Ok((upstream.io, upstream.peer.map(|peer| peer.id().clone())))
+    }
+}
+
 /// Serves an application's connection until it ends.
-pub async fn serve<IO>(_node: Arc<Node>, _source: Source, _target: Target, _protocol: Protocol, _io: IO)
+pub async fn serve<IO>(node: Arc<Node>, source: Source, target: Target, protocol: Protocol, io: IO)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    todo!()
+    serve_on(node, source, target, protocol, io).await;
+}
+
+pub(super) async fn serve_on<M: Mesh, IO>(mesh: M, source: Source, target: Target, protocol: Protocol, io: IO)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let drain = mesh.drain().clone();
+    let gone = source.pod.gone.clone();
+    let session = Arc::new(Session::new(mesh, source, target, protocol));
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let session = Arc::clone(&session);
+        async move { Ok::<_, Infallible>(session.request(request).await) }
+    });
+    match protocol {
+        Protocol::Http1 => {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .preserve_header_case(true)
+                .auto_date_header(false)
+                .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
+                .serve_connection(TokioIo::new(io), service)
+                .with_upgrades();
+            drive!(connection, drain, gone);
+        }
+        Protocol::Http2 => {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .auto_date_header(false)
+                .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+                .max_concurrent_streams(limits::STREAMS_OF_CLIENT_MAX)
+                .max_header_list_size(limits::HEADER_BYTES_MAX)
+                .serve_connection(TokioIo::new(io), service);
+            drive!(connection, drain, gone);
+        }
+    }
 }

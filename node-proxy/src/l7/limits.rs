@@ -1,0 +1,36 @@
+//! Every bound of the HTTP data plane, in one place, with the reason for its value.
+
+use std::time::Duration;
+
+/// Read and write buffer of an HTTP/1 connection, and so the largest head: servers in use accept 8 to 64 KiB; the rest
+/// lets large bodies move in large pieces.
+pub(super) const H1_BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// Largest header list of HTTP/2, as decoded. gRPC's own default is 8 KiB, Envoy's 60 KiB.
+pub(super) const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// What a peer may send on one stream before it is read: the tunnel below has 4 MiB, more would only move the queue.
+pub(super) const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// ... and on one connection: four full streams.
+pub(super) const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Streams that an application may open towards us at a time (HTTP/2 recommends at least 100).
+pub(super) const STREAMS_OF_CLIENT_MAX: u32 = 250;
+/// Requests in flight on one HTTP/2 connection to an endpoint: the number that servers commonly allow.
+pub(super) const STREAMS_PER_CONNECTION_MAX: u32 = 100;
+/// Connections in use from one pod to one endpoint, when no TrafficPolicy says otherwise.
+pub(super) const CONNECTIONS_MAX: u32 = 1024;
+/// Requests that may wait for one of them.
+pub(super) const PENDING_MAX: u32 = 1024;
+/// Idle HTTP/1 connections kept per pod and endpoint: a burst's worth, a small part of a pod's descriptors.
+pub(super) const IDLE_PER_DESTINATION_MAX: usize = 64;
+/// Destinations whose slots a pod keeps before the empty ones are dropped.
+pub(super) const DESTINATIONS_PER_POD_MAX: usize = 1024;
+/// An unused connection is closed after between this and one and a half of it: below the common 60 s and 75 s of
+/// servers, so that it is mostly us who close.
+pub(super) const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
+/// For a connection while other endpoints are left to try: one lost SYN is repeated after 1 s, so 2 s is time for two.
+pub(super) const CONNECT_TIMEOUT_WITH_OTHERS: Duration = Duration::from_secs(2);
+/// For a connection when there is no other endpoint, as on the tunnel.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's body that are kept for sending it again.
+pub(super) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// Buffer of each direction after an upgrade: a page of WebSocket frames, held as long as the connection lives.
+pub(super) const UPGRADED_BUFFER_BYTES: usize = 16 * 1024;
