@@ -1,1 +1,213 @@
-//! The admin endpoint: health, readiness, metrics, configuration dump, connections. Unix socket or loopback only.
+//! The admin endpoint: health, readiness, metrics, configuration dump, connections, status. Unix socket or loopback only.
+//!
+//! HTTP/1.1, GET only, read only. Bounded so that it cannot starve the data path: connections, time per connection, and
+//! everything that walks tables runs on the blocking pool. Start at [`serve`].
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use crate::drain::Drain;
+pub use crate::settings::AdminAddress;
+use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::TextFormat;
+
+/// Served at once; a scraper and a few people need no more, and the rest waits in the listener's queue.
+const CONNECTIONS_MAX: usize = 16;
+/// For a request's head. Scrapers send it at once.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a connection, whatever it does: a client that reads slowly gives its place back.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// The Unix socket is its owner's only.
+const SOCKET_MODE: u32 = 0o600;
+
+const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status";
+
+/// Makes a JSON document; called on the blocking pool.
+pub type JsonSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What the endpoint shows besides telemetry.
+#[derive(Clone)]
+pub struct AdminSources {
+    /// Why the node is not ready; empty: it is.
+    pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    pub config_dump: JsonSource,
+    pub status: JsonSource,
+}
+
+/// Why the endpoint does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("the admin endpoint cannot listen at {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("the admin endpoint listens on loopback addresses only, and {0} is none")]
+    NotLoopback(std::net::SocketAddr),
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Opens the endpoint. What is returned serves until the drain's deadline: spawn it.
+pub async fn serve(
+    listen: &AdminAddress,
+    sources: AdminSources,
+    telemetry: Telemetry,
+    drain: Drain,
+) -> Result<impl Future<Output = ()> + Send + 'static + use<>, AdminError> {
+    let listener = open(listen).await?;
+    let shared = Arc::new(Shared { sources, telemetry });
+    Ok(accept_all(listener, shared, drain))
+}
+
+async fn open(listen: &AdminAddress) -> Result<Listener, AdminError> {
+    let failed = |address: String| move |source| AdminError::Listen { address, source };
+    match listen {
+        AdminAddress::Tcp(address) if !address.ip().is_loopback() => Err(AdminError::NotLoopback(*address)),
+        AdminAddress::Tcp(address) => {
+            TcpListener::bind(address).await.map(Listener::Tcp).map_err(failed(address.to_string()))
+        }
+        AdminAddress::Unix(path) => {
+            open_unix(path).map(Listener::Unix).map_err(failed(format!("unix:{}", path.display())))
+        }
+    }
+}
+
+/// Takes the place of a socket that a dead process left; of nothing else.
+fn open_unix(path: &Path) -> io::Result<UnixListener> {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}
+
+struct Shared {
+    sources: AdminSources,
+    telemetry: Telemetry,
+}
+
+trait Io: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
+
+async fn accept_all(listener: Listener, shared: Arc<Shared>, drain: Drain) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let io: io::Result<Pin<Box<dyn Io>>> = match &listener {
+                Listener::Unix(unix) => unix.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
+                Listener::Tcp(tcp) => tcp.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
+            };
+            (place, io)
+        };
+        let (place, io) = tokio::select! {
+            next = next => next,
+            () = drain.deadline.cancelled() => return,
+        };
+        let Ok(io) = io else {
+            // Out of descriptors: the data path needs the next ones more.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (shared, deadline) = (Arc::clone(&shared), drain.deadline.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&request, shared).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(io), service);
+            tokio::select! {
+                ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection) => {
+                    if let Ok(Err(error)) = ended {
+                        tracing::debug!(%error, "an admin connection failed");
+                    }
+                }
+                () = deadline.cancelled() => {}
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer(request: &Request<Incoming>, shared: Arc<Shared>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
+    }
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = TextFormat::of_accept(accept);
+    let path = request.uri().path().to_owned();
+    let made = tokio::task::spawn_blocking(move || shared.page(&path, format)).await;
+    made.unwrap_or_else(|_panicked| {
+        text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made; see the log\n".into())
+    })
+}
+
+impl Shared {
+    fn page(&self, path: &str, format: TextFormat) -> Response<Full<Bytes>> {
+        match path {
+            "/healthz" => text(StatusCode::OK, "ok\n".into()),
+            "/readyz" => match (self.sources.unready)() {
+                reasons if reasons.is_empty() => text(StatusCode::OK, "ok\n".into()),
+                reasons => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    reasons.iter().map(|reason| format!("{reason}\n")).collect(),
+                ),
+            },
+            "/metrics" => {
+                response(StatusCode::OK, format.content_type(), self.telemetry.metrics(format).into())
+            }
+            "/config_dump" => json(&(self.sources.config_dump)()),
+            "/status" => json(&(self.sources.status)()),
+            "/connections" => json(&self.telemetry.connections()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                format!("no such page; there are {}\n", ENDPOINTS.replace(' ', ", ")),
+            ),
+        }
+    }
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", body.into())
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec_pretty(value) {
+        Ok(body) => response(StatusCode::OK, "application/json", body.into()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

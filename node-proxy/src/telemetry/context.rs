@@ -146,7 +146,7 @@ impl Propagators {
 }
 
 /// The W3C header of a context.
-pub fn traceparent(context: &SpanContext) -> String {
+pub(super) fn traceparent(context: &SpanContext) -> String {
     format!("00-{}-{}-{:02x}", context.trace, context.span, u8::from(context.sampled))
 }
 
@@ -181,7 +181,7 @@ fn ids(trace: &[u8], span: &[u8]) -> Option<(TraceId, SpanId)> {
 }
 
 /// W3C Trace Context, section 3.2: version 00 to the letter; later versions by their known prefix.
-pub fn parse_traceparent(text: &[u8]) -> Option<SpanContext> {
+pub(super) fn parse_traceparent(text: &[u8]) -> Option<SpanContext> {
     let known = text.get(..TRACEPARENT_BYTES)?;
     let digit = |b: &u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     let version = &known[..2];

@@ -15,32 +15,10 @@ use serde::Serialize;
 use super::context::TraceId;
 use super::live::{Live, pod_name};
 use super::metrics::{Counter, Metrics, names};
-use super::{CloseReason, Party, TelemetryError};
+use super::{CloseReason, LogLevel, Party, TelemetryError};
 
 /// Lines waiting for the writer: at 10 k lines/s, the sink may stall for 0.4 s. About 1 MB.
 const QUEUE_LINES_MAX: usize = 4096;
-
-/// Which lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogLevel {
-    #[default]
-    Off,
-    /// Only what went wrong: a reason other than `ok`, a 5xx, or a gRPC status other than 0.
-    Errors,
-    All,
-}
-
-impl std::str::FromStr for LogLevel {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "off" => Ok(Self::Off),
-            "errors" => Ok(Self::Errors),
-            "all" => Ok(Self::All),
-            _ => Err(format!("{text:?} is none of off, errors, all")),
-        }
-    }
-}
 
 /// Where the lines go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -307,6 +285,3 @@ fn rfc3339(time: SystemTime) -> String {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
-
-#[cfg(test)]
-mod tests;

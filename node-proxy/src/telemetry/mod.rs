@@ -4,6 +4,7 @@
 //! finish it once; nothing here ever makes them wait. Names and rules: `docs/telemetry.md`.
 
 mod context;
+mod environment;
 mod export;
 mod live;
 mod log;
@@ -12,6 +13,7 @@ mod reason;
 mod record;
 mod sampler;
 mod span;
+mod transport;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,18 +25,21 @@ use std::time::{Duration, Instant};
 use weft_proto::identity::{NamespacedName, SpiffeId};
 use weft_proto::model::Workload;
 
+pub use crate::settings::AccessLog as LogLevel;
+
+pub use environment::{BatchSettings, EnvironmentError, ExportProtocol, ExportSettings, OtelSettings};
 pub use live::{LiveList, Row};
 use log::AccessLog;
-pub use log::{LogLevel, LogSink};
+pub use log::LogSink;
 use metrics::{Counter, Family, Gauge, Metrics, Samples, TextFormat, names};
 pub use reason::CloseReason;
 pub use record::{Attempt, ConnectionRecord, RequestRecord, RequestStart};
 
-use context::Propagators;
+pub use context::Propagators;
 use export::SpanQueue;
 use live::LiveTable;
 use record::Tally;
-use sampler::Sampler;
+pub use sampler::{Root, Sampler};
 
 /// Which side of the mesh reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,11 +113,18 @@ pub struct TelemetrySettings {
     pub log_sink: LogSink,
     /// For the label `destination_service`.
     pub cluster_domain: String,
+    /// Tracing, by OpenTelemetry's environment variables.
+    pub otel: OtelSettings,
 }
 
 impl Default for TelemetrySettings {
     fn default() -> Self {
-        Self { log_level: LogLevel::Off, log_sink: LogSink::Stdout, cluster_domain: "cluster.local".into() }
+        Self {
+            log_level: LogLevel::Off,
+            log_sink: LogSink::Stdout,
+            cluster_domain: "cluster.local".into(),
+            otel: OtelSettings::default(),
+        }
     }
 }
 
@@ -121,6 +133,8 @@ impl Default for TelemetrySettings {
 pub enum TelemetryError {
     #[error("the access log {path:?} cannot be opened")]
     LogFile { path: PathBuf, source: io::Error },
+    #[error("the exporter's TLS: {0}")]
+    ExporterTls(String),
     #[error("a thread cannot be started")]
     Thread(#[source] io::Error),
 }
@@ -148,6 +162,7 @@ impl Telemetry {
     pub fn start(settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
         let metrics = Metrics::new(&settings.cluster_domain);
         let log = AccessLog::start(settings.log_level, &settings.log_sink, &metrics)?;
+        let spans = SpanQueue::start(&settings.otel, &metrics)?;
         let tally = Tally::new(&metrics);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -156,9 +171,9 @@ impl Telemetry {
                 live: LiveTable::new(),
                 tally,
                 log,
-                propagators: Propagators::default(),
-                sampler: Sampler::default(),
-                spans: None,
+                propagators: settings.otel.propagators,
+                sampler: settings.otel.sampler,
+                spans,
             }),
         })
     }
@@ -198,13 +213,20 @@ impl Telemetry {
     /// Writes out what is queued, for at most `wait_max`.
     pub async fn shutdown(&self, wait_max: Duration) {
         let inner = Arc::clone(&self.inner);
-        let flush = tokio::task::spawn_blocking(move || {
-            if let Some(log) = &inner.log {
-                log.flush(wait_max);
+        let lines =
+            tokio::task::spawn_blocking(move || inner.log.as_ref().is_none_or(|log| log.flush(wait_max)));
+        let spans = async {
+            match &self.inner.spans {
+                Some(spans) => spans.flush(wait_max).await,
+                None => true,
             }
-        });
-        if flush.await.is_err() {
-            tracing::warn!("the access log could not be flushed");
+        };
+        let (lines, spans) = tokio::join!(lines, spans);
+        if !spans {
+            tracing::warn!("not all spans could be exported before the end");
+        }
+        if !lines.unwrap_or(false) {
+            tracing::warn!("not all access log lines could be written before the end");
         }
     }
 
@@ -226,3 +248,6 @@ fn version_name(version: http::Version) -> &'static str {
         _ => "1.1",
     }
 }
+
+#[cfg(test)]
+mod tests;

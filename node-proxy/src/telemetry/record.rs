@@ -444,6 +444,3 @@ impl Drop for Attempt {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -325,6 +325,3 @@ fn mesh(all: &mut Vec<KeyValue>, flow: &Flow, to: &Party) {
     all.push(text("weft.reporter", flow.reporter.as_str()));
     all.push(text("weft.security", flow.security.as_str()));
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,73 @@
+//! What the endpoint answers, and to whom it opens.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::telemetry::TelemetrySettings;
+
+fn sources(unready: &'static [&'static str]) -> AdminSources {
+    AdminSources {
+        unready: Arc::new(move || unready.iter().map(ToString::to_string).collect()),
+        config_dump: Arc::new(|| json!({"revision": 7})),
+        status: Arc::new(|| json!({"node": "n1"})),
+    }
+}
+
+async fn fetch(path: &Path, request: &str) -> String {
+    let mut stream = UnixStream::connect(path).await.unwrap();
+    let request = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn every_page_answers_and_unknown_ones_list_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("admin.sock");
+    let address = AdminAddress::Unix(path.clone());
+    let telemetry = Telemetry::start(&TelemetrySettings::default()).unwrap();
+    let drain = Drain::default();
+    let serving =
+        serve(&address, sources(&["no configuration yet"]), telemetry, drain.clone()).await.unwrap();
+    let task = tokio::spawn(serving);
+    for (request, status, text) in [
+        ("GET /healthz", "200", "ok"),
+        ("GET /readyz", "503", "no configuration yet"),
+        ("GET /metrics", "200", "weft_build_info{"),
+        ("GET /config_dump", "200", "\"revision\": 7"),
+        ("GET /status?x=1", "200", "\"node\": \"n1\""),
+        ("GET /connections", "200", "\"flows\": []"),
+        ("GET /nothing", "404", "/readyz, /metrics"),
+        ("POST /metrics", "405", "only GET"),
+    ] {
+        let answer = fetch(&path, request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        assert!(answer.contains(text), "{request}: {answer}");
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    drain.deadline.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dead_socket_is_replaced_a_live_one_is_not_and_other_addresses_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("admin.sock");
+    // Dropped: the file stays, nobody listens.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let live = open(&AdminAddress::Unix(path.clone())).await.unwrap();
+    assert!(matches!(open(&AdminAddress::Unix(path)).await, Err(AdminError::Listen { .. })));
+    drop(live);
+    let file = directory.path().join("file");
+    std::fs::write(&file, "kept").unwrap();
+    assert!(open(&AdminAddress::Unix(file.clone())).await.is_err());
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
+    let everywhere = AdminAddress::Tcp("0.0.0.0:0".parse().unwrap());
+    assert!(matches!(open(&everywhere).await, Err(AdminError::NotLoopback(_))));
+}
