@@ -57,8 +57,19 @@ impl SpanQueue {
             .enable_all()
             .build()
             .map_err(TelemetryError::Thread)?;
-        // Made inside the runtime, where tonic needs to be; its mistakes (files that are no PEM) are still told at once.
-        let transport = runtime.block_on(async { Transport::new(export) })?;
+        // tonic needs the runtime's context; the caller may be inside another one, so nothing blocks here.
+        let made = {
+            let _context = runtime.enter();
+            Transport::new(export)
+        };
+        let transport = match made {
+            Ok(transport) => transport,
+            Err(error) => {
+                // Dropping a runtime within another one is not allowed.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
         let exporter = Exporter {
             spans,
             transport,
