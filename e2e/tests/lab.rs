@@ -153,6 +153,20 @@ fn the_echo_application_keeps_its_promises_without_a_mesh() {
     assert_nothing_left(&name);
 }
 
+#[test]
+fn a_second_up_replaces_what_a_crash_left() {
+    let name = format!("c{}", std::process::id());
+    let mut crashed = lab(&name);
+    crashed.keep();
+    crashed.kill_container("lab/far", "main").unwrap();
+    std::fs::remove_file(crashed.directory().join("state.json")).unwrap();
+    drop(crashed);
+    let again = lab(&name);
+    again.exec_ok("lab/client", &["curl", "-sS", "http://far:8080/"]).unwrap();
+    drop(again);
+    assert_nothing_left(&name);
+}
+
 fn assert_nothing_left(name: &str) {
     let left = |directory: &str| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
