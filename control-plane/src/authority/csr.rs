@@ -1,6 +1,6 @@
 //! Certificate requests of nodes: foreign bytes. Bounded, signature checked, and nothing but an ECDSA P-256 key taken.
 
-use rcgen::{CertificateSigningRequestParams, PublicKeyData as _};
+use rcgen::CertificateSigningRequestParams;
 use rustls_pki_types::CertificateSigningRequestDer;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;

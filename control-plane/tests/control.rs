@@ -1,0 +1,310 @@
+//! The control plane over real gRPC on loopback, with a scripted node.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use rcgen::{CertificateParams, KeyPair};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use weft_control::Running;
+use weft_control::settings::Settings;
+use weft_proto::v1::certificates_client::CertificatesClient;
+use weft_proto::v1::discovery_client::DiscoveryClient;
+use weft_proto::v1::{self, node_message::Message};
+
+const TOKEN_1: &str = "token-of-node-one-0123456789";
+const TOKEN_2: &str = "token-of-node-two-0123456789";
+const WAIT_MAX: Duration = Duration::from_secs(20);
+
+const MESH: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {weft.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: frontend, namespace: shop, uid: uid-frontend, labels: {app: frontend}}
+spec: {nodeName: node-1, serviceAccountName: frontend, containers: [{name: c}]}
+status: {podIPs: [{ip: 10.0.1.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: backend, namespace: shop, uid: uid-backend, labels: {app: backend}}
+spec: {nodeName: node-2, serviceAccountName: backend, containers: [{name: c}]}
+status: {podIPs: [{ip: 10.0.2.1}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: backend, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: backend}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
+---
+apiVersion: v1
+kind: Secret
+type: weft.dev/join-token
+metadata: {name: node-1, namespace: weft-system}
+stringData: {node: node-1, token: token-of-node-one-0123456789}
+---
+apiVersion: v1
+kind: Secret
+type: weft.dev/join-token
+metadata: {name: node-2, namespace: weft-system}
+stringData: {node: node-2, token: token-of-node-two-0123456789}
+";
+
+fn route(weight: u32) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: split, namespace: shop}}\nspec:\n  \
+         parentRefs: [{{group: '', kind: Service, name: backend, port: 80}}]\n  rules:\n  - backendRefs: [{{name: backend, \
+         port: 80, weight: {weight}}}]\n"
+    )
+}
+
+struct World {
+    directory: tempfile::TempDir,
+    running: Running,
+}
+
+impl World {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        std::fs::write(manifests.join("mesh.yaml"), MESH).unwrap();
+        let running = weft_control::start(settings(directory.path())).await.unwrap();
+        Self { directory, running }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        std::fs::write(self.directory.path().join("manifests").join(file), text).unwrap();
+    }
+
+    async fn channel(&self) -> Channel {
+        let root = std::fs::read(self.directory.path().join("state/root.pem")).unwrap();
+        let tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name("weft-control");
+        let address = format!("https://{}", self.running.grpc_address);
+        Endpoint::from_shared(address).unwrap().tls_config(tls).unwrap().connect().await.unwrap()
+    }
+
+    async fn sign(&self, token: &str, pod: &str, csr_der: Vec<u8>) -> Result<v1::SignResponse, Status> {
+        let request = with_token(v1::SignRequest { pod_uid: pod.into(), csr_der }, token);
+        CertificatesClient::new(self.channel().await).sign(request).await.map(tonic::Response::into_inner)
+    }
+
+    async fn admin(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let socket = self.directory.path().join("admin.sock");
+        let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+fn settings(directory: &Path) -> Settings {
+    let at = |name: &str| directory.join(name).display().to_string();
+    Settings::parse_from([
+        "weft-control".to_owned(),
+        format!("--manifests={}", at("manifests")),
+        "--listen=127.0.0.1:0".to_owned(),
+        format!("--state-dir={}", at("state")),
+        format!("--admin=unix:{}", at("admin.sock")),
+    ])
+}
+
+fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+/// A node that answers as the test says.
+struct Node {
+    out: mpsc::Sender<v1::NodeMessage>,
+    inbound: Streaming<v1::Delta>,
+    known: Vec<v1::KnownResource>,
+}
+
+impl Node {
+    async fn connect(
+        world: &World,
+        name: &str,
+        token: &str,
+        known: Vec<v1::KnownResource>,
+    ) -> Result<Self, Status> {
+        let (out, stream) = mpsc::channel(8);
+        let hello = v1::Hello { node: name.into(), agent_version: "test".into(), known: known.clone() };
+        out.send(v1::NodeMessage { message: Some(Message::Hello(hello)) }).await.unwrap();
+        let request = with_token(ReceiverStream::new(stream), token);
+        let inbound = DiscoveryClient::new(world.channel().await).subscribe(request).await?.into_inner();
+        Ok(Self { out, inbound, known })
+    }
+
+    /// A whole delta, its messages joined.
+    async fn delta(&mut self) -> Result<v1::Delta, Status> {
+        let mut whole = v1::Delta::default();
+        loop {
+            let next = tokio::time::timeout(WAIT_MAX, self.inbound.message()).await.expect("a delta in time");
+            let part = next?.ok_or_else(|| Status::aborted("stream ended"))?;
+            whole.upserts.extend(part.upserts);
+            whole.removals.extend(part.removals);
+            (whole.nonce, whole.revision) = (part.nonce, part.revision);
+            if !part.more {
+                return Ok(whole);
+            }
+        }
+    }
+
+    async fn ack(&mut self, delta: &v1::Delta) {
+        self.known.retain(|known| {
+            let key = known.key.as_ref();
+            !delta.removals.iter().any(|removed| Some(removed) == key)
+                && !delta.upserts.iter().any(|upsert| upsert.key.as_ref() == key)
+        });
+        let held = delta.upserts.iter().map(|r| v1::KnownResource { key: r.key.clone(), version: r.version });
+        self.known.extend(held);
+        let ack = v1::Ack { nonce: delta.nonce, revision: delta.revision };
+        self.out.send(v1::NodeMessage { message: Some(Message::Ack(ack)) }).await.unwrap();
+    }
+
+    async fn nack(&mut self, delta: &v1::Delta, key: &str, reason: &str) {
+        let key = delta.upserts.iter().filter_map(|r| r.key.clone()).find(|k| k.name == key);
+        let refusals = vec![v1::Refusal { key, reason: reason.into() }];
+        let nack = v1::Nack { nonce: delta.nonce, refusals };
+        self.out.send(v1::NodeMessage { message: Some(Message::Nack(nack)) }).await.unwrap();
+    }
+}
+
+fn names(delta: &v1::Delta) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        delta.upserts.iter().map(|upsert| upsert.key.as_ref().unwrap().name.as_str()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn request() -> Vec<u8> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+}
+
+/// Asks until the answer has what is waited for.
+async fn until(world: &World, path: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let end = tokio::time::Instant::now() + WAIT_MAX;
+    loop {
+        let answer = world.admin(path).await;
+        if wanted(&answer) {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < end, "{path} never had it: {answer}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_brought_in_sync_and_kept_there() {
+    let world = World::start().await;
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    let first = node.delta().await.unwrap();
+    assert_eq!(
+        names(&first),
+        ["mesh", "shop/backend", "shop/backend/10.0.2.1", "uid-backend", "uid-frontend"]
+    );
+    for upsert in &first.upserts {
+        weft_proto::convert::resource(upsert.clone()).unwrap();
+    }
+    node.ack(&first).await;
+    world.write("route.yaml", &route(1));
+    let change = node.delta().await.unwrap();
+    assert_eq!(names(&change), ["shop/split"]);
+    node.ack(&change).await;
+    // A reconnect that names what it holds costs only what changed meanwhile.
+    let known = node.known.clone();
+    drop(node);
+    world.write("route.yaml", &route(7));
+    until(&world, "/config_dump?node=node-1", |dump| dump.contains("weight: 7")).await;
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, known).await.unwrap();
+    let again = node.delta().await.unwrap();
+    assert_eq!(names(&again), ["shop/split"]);
+    node.ack(&again).await;
+    std::fs::remove_file(world.directory.path().join("manifests/route.yaml")).unwrap();
+    let gone = node.delta().await.unwrap();
+    assert_eq!((gone.upserts.len(), gone.removals[0].name.as_str()), (0, "shop/split"));
+    node.ack(&gone).await;
+    until(&world, "/status", |status| status.contains("\"in_sync\": true")).await;
+    world.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_resource_is_left_out_and_the_rest_goes_on() {
+    let world = World::start().await;
+    world.write("route.yaml", &route(1));
+    until(&world, "/status", |status| status.contains("shop/split")).await;
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    let first = node.delta().await.unwrap();
+    assert!(names(&first).contains(&"shop/split"));
+    node.nack(&first, "shop/split", "the test does not like it").await;
+    let rest = node.delta().await.unwrap();
+    assert!(!names(&rest).contains(&"shop/split") && names(&rest).contains(&"mesh"));
+    node.ack(&rest).await;
+    let status = until(&world, "/status", |status| status.contains("the test does not like it")).await;
+    assert!(status.contains("\"nacks\": 1"), "{status}");
+    // Changed, it is tried again.
+    world.write("route.yaml", &route(2));
+    let change = node.delta().await.unwrap();
+    assert_eq!(names(&change), ["shop/split"]);
+    node.ack(&change).await;
+    until(&world, "/status", |status| status.contains("\"in_sync\": true")).await;
+}
+
+#[tokio::test]
+async fn who_may_not_subscribe_is_told_so() {
+    let world = World::start().await;
+    let refused = Node::connect(&world, "node-1", "wrong-token-0123456789", Vec::new()).await;
+    assert_eq!(refused.err().unwrap().code(), Code::Unauthenticated);
+    let mut other = Node::connect(&world, "node-1", TOKEN_2, Vec::new()).await.unwrap();
+    assert_eq!(other.delta().await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_certificate_is_for_a_live_enrolled_pod_of_the_callers_node() {
+    let world = World::start().await;
+    until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    let signed = world.sign(TOKEN_1, "uid-frontend", request()).await.unwrap();
+    assert_eq!(signed.chain_der.len(), 1);
+    let code = |result: Result<v1::SignResponse, Status>| result.unwrap_err().code();
+    assert_eq!(code(world.sign(TOKEN_1, "uid-backend", request()).await), Code::PermissionDenied);
+    assert_eq!(code(world.sign(TOKEN_1, "uid-nobody", request()).await), Code::PermissionDenied);
+    assert_eq!(
+        code(world.sign("wrong-token-0123456789", "uid-frontend", request()).await),
+        Code::Unauthenticated
+    );
+    let foreign = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let foreign = CertificateParams::default().serialize_request(&foreign).unwrap().der().to_vec();
+    assert_eq!(code(world.sign(TOKEN_1, "uid-frontend", foreign).await), Code::InvalidArgument);
+    world.write("mesh.yaml", &MESH.replace("weft.dev/mesh: enabled", "weft.dev/mesh: disabled"));
+    until(&world, "/config_dump?node=node-1", |dump| dump.contains("enrolled: false")).await;
+    assert_eq!(code(world.sign(TOKEN_1, "uid-frontend", request()).await), Code::PermissionDenied);
+    let metrics = world.admin("/metrics").await;
+    assert!(metrics.contains("weft_control_certificates_signed_total 1"), "{metrics}");
+    assert!(metrics.contains("weft_control_certificates_refused_total 5"), "{metrics}");
+}
+
+#[tokio::test]
+async fn broken_yaml_is_reported_by_place_and_the_last_good_state_stays() {
+    let world = World::start().await;
+    world.write("route.yaml", &route(1));
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    let first = node.delta().await.unwrap();
+    node.ack(&first).await;
+    until(&world, "/config_dump?node=node-1", |dump| dump.contains("shop/split")).await;
+    world.write("route.yaml", "apiVersion: v1\nkind: [\n");
+    let status = until(&world, "/status", |status| status.contains("route.yaml\",\n        \"line\"")).await;
+    assert!(!status.contains("\"errors\": []"), "{status}");
+    assert!(world.admin("/config_dump?node=node-1").await.contains("shop/split"));
+    assert!(world.admin("/metrics").await.contains("weft_control_source_errors 1"));
+}
