@@ -2,13 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
-use std::sync::Arc;
 use tokio_stream::Stream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -63,12 +63,15 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub fn new(settings: &Settings) -> Self {
-        Self {
-            address: settings.control_address.clone(),
-            authority_file: settings.control_ca.clone(),
-            token_file: settings.join_token_file.clone(),
-            current: ArcSwapOption::empty(),
-        }
+        Self::at(
+            settings.control_address.clone(),
+            settings.control_ca.clone(),
+            settings.join_token_file.clone(),
+        )
+    }
+
+    pub(super) fn at(address: String, authority_file: PathBuf, token_file: PathBuf) -> Self {
+        Self { address, authority_file, token_file, current: ArcSwapOption::empty() }
     }
 
     /// Connects and opens the stream of deltas.
