@@ -1,8 +1,218 @@
 //! `weft-node`: reads the settings, starts the node proxy, waits for the end.
+//!
+//! Start-up: kernel hooks (or those of an earlier process) → shared state → control plane's stream,
+//! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile.
+
+mod own_cgroup;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+use weft_node::discovery::{self, ControlPlane, ControlStatus, Sink};
+use weft_node::drain::Drain;
+use weft_node::enrol::{self, Enroller, Listeners, LocalPod, Passes};
+use weft_node::identity::Identities;
+use weft_node::node::Node;
+use weft_node::settings::{AccessLog, Arguments, Command, Settings};
+use weft_node::snapshot::SnapshotHandle;
+use weft_node::telemetry::{LogLevel, Telemetry, TelemetrySettings};
+use weft_node::{inbound, outbound};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<()> {
+/// Threads for passes over the pods and files of the control connection: there are few at a time.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// What may be left after draining gets this long to end before the process does.
+const SHUTDOWN: std::time::Duration = std::time::Duration::from_secs(1);
+/// Queued spans and log lines are written out for at most this long.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    let result = match arguments.command {
+        Some(Command::Detach { pin_dir }) => detach(&pin_dir),
+        None => match Settings::try_from(arguments.run) {
+            Ok(settings) => start(settings),
+            Err(mistakes) => {
+                eprintln!("weft-node: {mistakes}\nSee weft-node --help.");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "weft-node ends");
+            eprintln!("weft-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .with_env_var("WEFT_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+}
+
+fn detach(pin_dir: &Path) -> Result<()> {
+    weft_ebpf::detach_all(pin_dir)
+        .with_context(|| format!("cannot remove the hooks under {}", pin_dir.display()))?;
+    info!(pin_dir = %pin_dir.display(), "hooks and maps removed");
     Ok(())
+}
+
+fn start(settings: Settings) -> Result<()> {
+    raise_descriptor_limit();
+    // Used by the connection to the control plane; the mesh's own TLS names its provider.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        warn!("a TLS provider was installed before");
+    }
+    let cores = std::thread::available_parallelism().context("cannot count the cores")?.get();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("weft-worker")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(run(settings));
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
+}
+
+/// A node's proxy has some descriptors per connection of every pod; the soft limit is for programs that use select().
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!(?current, ?maximum, %error, "cannot raise the limit of open files");
+    }
+}
+
+async fn run(settings: Settings) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let control = Arc::new(ControlPlane::new(&settings));
+    let node = Arc::new(build(settings, &control)?);
+    let enroller = Arc::new(Mutex::new(enroller(&node)?));
+    let (passes, requests) = Passes::channel();
+    let sink = Sink {
+        node_name: node.settings.node_name.clone(),
+        snapshot: Arc::clone(&node.snapshot),
+        identities: Arc::clone(&node.identities),
+        status: Arc::clone(&node.control),
+        follow: passes,
+    };
+    let stream = tokio::spawn(discovery::run(control, sink));
+    let pods = tokio::spawn(enrol::run(Arc::clone(&node), Arc::clone(&enroller), requests));
+    info!(node = node.settings.node_name, version = env!("CARGO_PKG_VERSION"), "weft-node runs");
+
+    let failed = tokio::select! {
+        () = asked_to_end(&mut terminate, &mut interrupt) => None,
+        ended = stream => Some(format!("the control plane's client ended: {ended:?}")),
+        ended = pods => Some(format!("the enrolment of pods ended: {ended:?}")),
+    };
+    // Told first: tunnels say GOAWAY, and nothing is enrolled any more.
+    node.drain.draining.cancel();
+    enroller.lock().close();
+    node.drain.finish(node.settings.drain, asked_to_end(&mut terminate, &mut interrupt)).await;
+    node.telemetry.shutdown(FLUSH).await;
+    info!("weft-node ends; the hooks stay, and enrolled pods fail closed until it is back");
+    failed.map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason)))
+}
+
+async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
+    let kernel = weft_ebpf::Kernel::load(&weft_ebpf::Options {
+        pin_dir: settings.pin_dir.clone(),
+        cgroup_root: settings.cgroup_root.clone(),
+        proxy_cgroup: own_cgroup::own_cgroup().context("cannot find weft-node's own cgroup")?,
+        redirect: settings.redirect,
+        flows_max: weft_ebpf::FLOWS_MAX_DEFAULT,
+    })
+    .context("cannot set up the kernel hooks")?;
+    let telemetry = Telemetry::start(&TelemetrySettings {
+        log_level: match settings.access_log {
+            AccessLog::Off => LogLevel::Off,
+            AccessLog::Errors => LogLevel::Errors,
+            AccessLog::All => LogLevel::All,
+        },
+        cluster_domain: settings.cluster_domain.clone(),
+        ..TelemetrySettings::default()
+    })
+    .context("cannot start telemetry")?;
+    Ok(Node {
+        snapshot: Arc::new(SnapshotHandle::default()),
+        identities: Arc::new(Identities::new(Arc::clone(control) as _)),
+        pods: enrol::Pods::default(),
+        tunnels: Default::default(),
+        balancers: Default::default(),
+        telemetry,
+        kernel: Arc::new(kernel),
+        drain: Drain::default(),
+        control: Arc::new(watch::Sender::new(ControlStatus::default())),
+        settings,
+    })
+}
+
+fn enroller(node: &Arc<Node>) -> Result<Enroller> {
+    let (name, root) = (node.settings.node_name.clone(), node.settings.cgroup_root.clone());
+    // The enroller is owned beside the node, not by it: no cycle.
+    let shared = Arc::clone(node);
+    let runtime = tokio::runtime::Handle::current();
+    let start = Box::new(move |pod: &Arc<LocalPod>, listeners| accept(&runtime, &shared, pod, listeners));
+    Enroller::new(name, root, Arc::clone(&node.kernel) as _, start).context("cannot read the kernel's maps")
+}
+
+/// One task per listener of a pod.
+fn accept(
+    runtime: &tokio::runtime::Handle,
+    node: &Arc<Node>,
+    pod: &Arc<LocalPod>,
+    listeners: Listeners,
+) -> Vec<JoinHandle<()>> {
+    let both = || (Arc::clone(node), Arc::clone(pod));
+    let outbound = |listener: TcpListener| {
+        let (node, pod) = both();
+        runtime.spawn(outbound::run(node, pod, listener))
+    };
+    let plaintext = |listener: TcpListener| {
+        let (node, pod) = both();
+        runtime.spawn(inbound::run_plaintext(node, pod, listener))
+    };
+    let tunnel = |listener: TcpListener| {
+        let (node, pod) = both();
+        runtime.spawn(inbound::run_tunnel(node, pod, listener))
+    };
+    let Listeners { outbound: out, inbound: plain, tunnel: tunnels } = listeners;
+    out.into_iter()
+        .map(outbound)
+        .chain(plain.into_iter().map(plaintext))
+        .chain(tunnels.into_iter().map(tunnel))
+        .collect()
 }
