@@ -171,6 +171,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
         identities: Arc::new(Identities::new(Arc::clone(control) as _)),
         pods: enrol::Pods::default(),
         tunnels: Default::default(),
+        upstreams: Default::default(),
         balancers: Default::default(),
         telemetry,
         kernel: Arc::new(kernel),
