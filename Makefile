@@ -35,7 +35,7 @@ test-e2e: setup-tests ## Run the tests on a mesh in network namespaces
 
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
-	cargo bench -p weft-e2e
+	$(TARGET)/release/weft bench --json $(TARGET)/bench.json
 
 lint: setup-tests ## Formatting, clippy without warnings, licences and sources of dependencies, shell scripts
 	cargo fmt --all -- --check

@@ -3,6 +3,7 @@
 //! It owns the command line and how answers look; what it does is in `weft-e2e`'s lab and in the binaries' admin
 //! endpoints. Start reading at [`Command`].
 
+mod bench;
 mod lab;
 mod status;
 mod table;
@@ -25,6 +26,8 @@ enum Command {
     Lab(lab::Command),
     /// What the control plane and the nodes of a mesh say of themselves
     Status(status::Arguments),
+    /// Measure a mesh on this machine against no mesh
+    Bench(bench::Arguments),
 }
 
 /// How an answer is written.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).without_time().init();
     let result = match Arguments::parse().command {
         Command::Lab(command) => lab::run(command),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

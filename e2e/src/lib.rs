@@ -1,6 +1,7 @@
-//! The lab ([`lab`]: a Weft mesh on one machine), the echo application for tests ([`echo`]), and the story that the demo tells and
-//! the tests prove ([`story`]).
+//! The lab ([`lab`]: a Weft mesh on one machine), the echo application for tests ([`echo`]), the story that the demo tells and
+//! the tests prove ([`story`]), and the benchmark against no mesh ([`bench`]).
 
+pub mod bench;
 pub mod echo;
 pub mod lab;
 pub mod story;

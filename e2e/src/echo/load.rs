@@ -62,6 +62,14 @@ impl Latencies {
         self.0.push(latency);
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn summary(&mut self) -> serde_json::Value {
         self.0.sort_unstable();
         let at = |share: f64| {

@@ -6,6 +6,7 @@
 pub mod grpc;
 mod http;
 pub mod load;
+pub mod pace;
 pub mod stream;
 mod tcp;
 pub mod websocket;

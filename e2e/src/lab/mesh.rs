@@ -102,10 +102,14 @@ impl Lab {
             .arg(self.pin_directory(node))
             .arg("--admin")
             .arg(admin.argument())
-            .args(["--access-log", "all", "--drain-seconds", DRAIN_SECONDS])
+            .args(["--drain-seconds", DRAIN_SECONDS])
             .args(&self.state.options.node_args)
             .envs(self.state.options.node_env.iter().cloned())
             .env("RUST_BACKTRACE", "1");
+        // A lab is for looking at, unless the caller says otherwise.
+        if !self.state.options.node_args.iter().any(|argument| argument.starts_with("--access-log")) {
+            command.args(["--access-log", "all"]);
+        }
         let place = Place {
             netns: node_netns(self.name(), node),
             cgroup: self.agent_cgroup(node),
