@@ -4,6 +4,7 @@
 //! endpoints. Start reading at [`Command`].
 
 mod bench;
+mod demo;
 mod lab;
 mod status;
 mod table;
@@ -24,6 +25,8 @@ enum Command {
     /// A mesh on this machine: nodes and pods as network namespaces, real kernel hooks
     #[command(subcommand)]
     Lab(lab::Command),
+    /// The story of a mesh of two nodes on this machine, told with evidence: nine steps, each of them checked
+    Demo(demo::Arguments),
     /// What the control plane and the nodes of a mesh say of themselves
     Status(status::Arguments),
     /// Measure a mesh on this machine against no mesh
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Lab(command) => lab::run(command),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

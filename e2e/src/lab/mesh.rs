@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::admin::{self, Admin};
 use super::network::{UNDERLAY_IP, node_netns, underlay_netns};
 use super::process::{Place, start, start_with_output};
+use super::traces::Traces;
 use super::{Lab, cgroup, process};
 
 /// Enough for a first start on a loaded two-core machine: keys, probes and programs included.
@@ -91,11 +92,11 @@ impl Lab {
         let mut command = Command::new(self.binary("weft-node")?);
         command
             .args(["--node-name", node, "--control-address"])
-            .arg(format!("https://{UNDERLAY_IP}:{CONTROL_PORT}"))
+            .arg(self.control_address())
             .arg("--control-ca")
-            .arg(self.control_directory().join("state").join(CA_FILE))
+            .arg(self.control_authority())
             .arg("--join-token-file")
-            .arg(directory.join("join-token"))
+            .arg(self.join_token_file(node))
             .arg("--cgroup-root")
             .arg(self.cgroup().join(node))
             .arg("--pin-dir")
@@ -104,6 +105,7 @@ impl Lab {
             .arg(admin.argument())
             .args(["--drain-seconds", DRAIN_SECONDS])
             .args(&self.state.options.node_args)
+            .envs(self.traces.iter().flat_map(Traces::environment))
             .envs(self.state.options.node_env.iter().cloned())
             .env("RUST_BACKTRACE", "1");
         // A lab is for looking at, unless the caller says otherwise.
@@ -165,6 +167,21 @@ impl Lab {
     /// What the node logs of connections and requests, a JSON object per line.
     pub fn access_log(&self, node: &str) -> PathBuf {
         self.logs_directory().join(format!("{node}.access.log"))
+    }
+
+    /// The file with the secret that proves to the control plane which node this is.
+    pub fn join_token_file(&self, node: &str) -> PathBuf {
+        self.directory().join(node).join("join-token")
+    }
+
+    /// Where nodes reach the control plane.
+    pub fn control_address(&self) -> String {
+        format!("https://{UNDERLAY_IP}:{CONTROL_PORT}")
+    }
+
+    /// The authority of the control plane's own certificate, PEM.
+    pub fn control_authority(&self) -> PathBuf {
+        self.control_directory().join("state").join(CA_FILE)
     }
 
     /// Where the node's hooks and maps are pinned.

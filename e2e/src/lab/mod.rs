@@ -17,6 +17,7 @@ mod pod;
 mod process;
 mod services;
 mod state;
+pub mod traces;
 pub mod wait;
 
 use std::fs;
@@ -33,6 +34,7 @@ pub use process::open_descriptors;
 pub use state::{PodState, State, labs};
 
 use manifest::Manifests;
+use traces::Traces;
 
 /// All labs' cgroups are below this one, in the v2 root.
 const CGROUP: &str = "weft-lab";
@@ -51,6 +53,8 @@ pub struct Options {
     pub node_env: Vec<(String, String)>,
     pub control_args: Vec<String>,
     pub control_env: Vec<(String, String)>,
+    /// Keep the traces that the nodes export, for [`Lab::traces`].
+    pub traces: bool,
     /// Where the binaries are; None: beside the running program.
     pub binaries: Option<PathBuf>,
 }
@@ -64,6 +68,7 @@ impl Default for Options {
             node_env: Vec::new(),
             control_args: Vec::new(),
             control_env: Vec::new(),
+            traces: false,
             binaries: None,
         }
     }
@@ -74,6 +79,7 @@ impl Default for Options {
 pub struct Lab {
     state: State,
     keep: bool,
+    traces: Option<Traces>,
 }
 
 impl Lab {
@@ -104,8 +110,8 @@ impl Lab {
         fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
         // Keys and tokens are below it.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
-        let mut lab =
-            Self { state: State { name: name.into(), options, manifests, pods: Vec::new() }, keep: false };
+        let state = State { name: name.into(), options, manifests, pods: Vec::new() };
+        let mut lab = Self { state, keep: false, traces: None };
         lab.state.save()?;
         lab.construct()?;
         Ok(lab)
@@ -115,6 +121,9 @@ impl Lab {
         network::add_nodes(self.name(), self.state.options.nodes)?;
         for node in self.nodes() {
             cgroup::create(&self.cgroup().join(&node))?;
+        }
+        if self.state.options.traces {
+            self.traces = Some(Traces::start(self)?);
         }
         if self.state.options.mesh {
             self.write_join_tokens()?;
@@ -131,7 +140,7 @@ impl Lab {
 
     /// Goes on with a lab that is up. It stays up when the value is dropped.
     pub fn attach(name: &str) -> Result<Self> {
-        Ok(Self { state: State::load(name)?, keep: true })
+        Ok(Self { state: State::load(name)?, keep: true, traces: None })
     }
 
     /// Leaves the lab up when this value is dropped.
@@ -205,6 +214,17 @@ impl Lab {
         &self.state
     }
 
+    /// What the nodes exported, in a lab that was built with [`Options::traces`] by this process.
+    pub fn traces(&self) -> Result<&Traces> {
+        self.traces.as_ref().ok_or_else(|| anyhow!("this lab keeps no traces"))
+    }
+
+    /// Arguments of every `weft-node` that is started from now on, behind the lab's own.
+    pub fn set_node_args(&mut self, args: &[&str]) -> Result<()> {
+        self.state.options.node_args = args.iter().map(ToString::to_string).collect();
+        self.state.save()
+    }
+
     pub fn nodes(&self) -> Vec<String> {
         (1..=self.state.options.nodes).map(|i| format!("node{i}")).collect()
     }
@@ -216,6 +236,14 @@ impl Lab {
 
     pub fn logs_directory(&self) -> PathBuf {
         self.directory().join("logs")
+    }
+
+    /// Copies the logs to where they stay when the lab is gone, and says where.
+    pub fn keep_logs(&self) -> Result<PathBuf> {
+        let kept = std::env::temp_dir().join(format!("weft-logs-{}", self.name()));
+        remove_directory(&kept)?;
+        copy_directory(&self.logs_directory(), &kept)?;
+        Ok(kept)
     }
 
     fn generated_directory(&self) -> PathBuf {
@@ -244,7 +272,8 @@ impl Lab {
         self.state.options.binaries.clone().unwrap_or_else(built_beside)
     }
 
-    pub(crate) fn binary(&self, name: &str) -> Result<PathBuf> {
+    /// A binary of this build.
+    pub fn binary(&self, name: &str) -> Result<PathBuf> {
         let path = self.bin_directory().join(name);
         if !path.exists() {
             bail!("{} is not there: `make build` (or `cargo build --bins`) makes it", path.display());
@@ -277,6 +306,19 @@ fn remove_directory(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn copy_directory(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| to.display().to_string())?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let (entry, target) = entry.map(|e| (e.path(), to.join(e.file_name())))?;
+        if entry.is_dir() {
+            copy_directory(&entry, &target)?;
+        } else {
+            fs::copy(&entry, &target).with_context(|| entry.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 fn random_token() -> Result<String> {

@@ -135,6 +135,19 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
     ip_batch(&pod.netns, &on_pod)
 }
 
+/// Makes a pod's namespace drop every packet that comes in over its link, or stop doing so.
+pub(crate) fn blackhole(pod: &PodState, on: bool) -> Result<()> {
+    let rules = match on {
+        true => {
+            "table inet blackhole { chain in { type filter hook prerouting priority -300; policy accept; \
+             iifname \"eth0\" drop; } }\n"
+        }
+        false => "delete table inet blackhole\n",
+    };
+    netns::inside(&pod.netns, || run_with_input("nft", &["-f", "-"], rules).map(drop))?
+        .with_context(|| format!("rules of {}", pod.key()))
+}
+
 /// Puts the Service rules of a node in force, in one transaction.
 pub(crate) fn apply_service_rules(lab: &str, node: &str, rules: &str) -> Result<()> {
     let netns = node_netns(lab, node);

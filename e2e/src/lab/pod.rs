@@ -232,6 +232,11 @@ impl Lab {
         cgroup::kill(&self.pod_cgroup(self.pod(key)?).join(container))
     }
 
+    /// Makes the pod drop every packet that comes to it, without a word to the sender, or stop doing so.
+    pub fn blackhole(&self, key: &str, on: bool) -> Result<()> {
+        network::blackhole(self.pod(key)?, on)
+    }
+
     pub fn pod(&self, key: &str) -> Result<&PodState> {
         let pods = &self.state.pods;
         let known = || pods.iter().map(PodState::key).collect::<Vec<_>>().join(", ");
@@ -295,7 +300,7 @@ fn downward(source: &Value, pod: &PodState, manifest: &Pod) -> Result<String> {
 }
 
 /// Whether something listens on the TCP port, in the namespace of the calling thread.
-fn listens(port: u16) -> bool {
+pub(super) fn listens(port: u16) -> bool {
     let suffix = format!(":{port:04X}");
     let listening = |table: &str| {
         let text = fs::read_to_string(table).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Steps 3 and 4: retries and weights.
+//! Step 4: weights.
 
 use std::time::{Duration, Instant};
 
@@ -10,34 +10,6 @@ use crate::lab::{Lab, wait};
 const REQUESTS: &str = "1000";
 /// How soon a change of a manifest is in force.
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(1);
-
-pub(super) fn failures_hidden(lab: &mut Lab) -> Result<Evidence> {
-    let load = ["load", "--url", "http://flaky/", "--connections", "4"];
-    let gets = clients::echo(lab, "shop/frontend", &[&load[..], &["--requests", REQUESTS]].concat())?;
-    ensure!(gets["failed"] == 0, "the client saw failures: {gets}");
-    let before = posts_seen(lab)?;
-    let posts = clients::echo(
-        lab,
-        "shop/frontend",
-        &[&load[..], &["--requests", "30", "--method", "POST", "--body-bytes", "10"]].concat(),
-    )?;
-    let arrived = posts_seen(lab)? - before;
-    ensure!(arrived == 30, "30 POSTs were sent and {arrived} arrived: {posts}");
-    let refused = clients::count(&posts, "/statuses/503");
-    ensure!(refused > 0, "a third of the POSTs fails and nobody repeats them: {posts}");
-    Ok(vec![
-        format!("{REQUESTS} GETs to a backend that answers 503 to a third: {} failed", gets["failed"]),
-        format!("latency with the retries: p50 {} ms, p99 {} ms", gets["ms"]["p50"], gets["ms"]["p99"]),
-        format!("30 POSTs: {arrived} arrived, {refused} answered 503, none was repeated"),
-    ])
-}
-
-/// POSTs that the flaky backend has served, by its own count.
-fn posts_seen(lab: &Lab) -> Result<u64> {
-    // From inside its own pod: not through the mesh, and not one of the failing share.
-    let counts = lab.exec_ok("shop/flaky-bad", &["curl", "-sS", "http://127.0.0.1:8080/counts"])?;
-    Ok(clients::count(&serde_json::from_str(&counts)?, "/POST"))
-}
 
 fn route(v1: u32, v2: u32) -> String {
     format!(

@@ -14,10 +14,11 @@ pub(super) fn service(wire: v1::Service) -> Result<Service, Invalid> {
 }
 
 fn service_port(wire: v1::ServicePort) -> Result<ServicePort, Invalid> {
+    let v1::ServicePort { name, port, app_protocol: protocol } = wire;
     Ok(ServicePort {
-        name: field::text("name", &wire.name)?,
-        port: field::port("port", wire.port)?,
-        app_protocol: app_protocol("app_protocol", wire.app_protocol)?,
+        name: field::text("name", &name)?,
+        port: field::port("port", port)?,
+        app_protocol: app_protocol("app_protocol", protocol)?,
     })
 }
 
