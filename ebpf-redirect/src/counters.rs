@@ -24,6 +24,10 @@ impl Counters {
         Outcome::ALL.iter().map(|outcome| (*outcome, self.of(*outcome)))
     }
 
+    pub(crate) fn add(&mut self, outcome: Outcome, amount: u64) {
+        self.values[outcome as usize] += amount;
+    }
+
     pub(crate) fn read(map: &OwnedFd, cpus: usize) -> io::Result<Self> {
         let mut values = Vec::with_capacity(OUTCOMES as usize);
         let mut per_cpu = vec![0u64; cpus];

@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use weft_ebpf_common::abi::{
     ABI_VERSION, Address, End, Flow, InboundKey, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, NodeConfig,
     PodConfig, SocketAddress, SocketKey, address_bytes, address_from_bytes, v4_mapped,
 };
+use weft_ebpf_common::count::Outcome;
 
 use crate::counters::Counters;
 use crate::object::{self, CGROUP_PROGRAMS, SK_MSG};
@@ -33,6 +34,8 @@ pub struct Kernel {
     redirect: AtomicBool,
     proxy_cgroup_id: u64,
     cpus: usize,
+    /// Names that this process could not write, the map being full.
+    names_refused: AtomicU64,
 }
 
 /// Every map, typed.
@@ -43,7 +46,9 @@ pub(crate) struct Maps {
     pub(crate) excluded_cidrs: Table<CidrKey, u8>,
     pub(crate) original_by_cookie: Table<u64, SocketAddress>,
     pub(crate) original_destinations: Table<End, Flow>,
-    pub(crate) peer_names: Table<End, SocketAddress>,
+    pub(crate) peer_by_cookie: Table<u64, SocketAddress>,
+    pub(crate) peer_names: Table<SocketKey, SocketAddress>,
+    pub(crate) accepted_peers: Table<u64, SocketAddress>,
     pub(crate) inbound_listeners: Table<InboundKey, i32>,
     pub(crate) sockets: Table<SocketKey, u32>,
     pub(crate) legs: Table<SocketKey, Leg>,
@@ -65,7 +70,9 @@ impl Maps {
             excluded_cidrs: table!("EXCLUDED_CIDRS"),
             original_by_cookie: table!("ORIGINAL_BY_COOKIE"),
             original_destinations: table!("ORIGINAL_DESTINATIONS"),
+            peer_by_cookie: table!("PEER_BY_COOKIE"),
             peer_names: table!("PEER_NAMES"),
+            accepted_peers: table!("ACCEPTED_PEERS"),
             inbound_listeners: table!("INBOUND_LISTENERS"),
             sockets: table!("SOCKETS"),
             legs: table!("LEGS"),
@@ -79,7 +86,9 @@ impl Maps {
         let sizes = [
             self.original_by_cookie.capacity(),
             self.original_destinations.capacity(),
+            self.peer_by_cookie.capacity(),
             self.peer_names.capacity(),
+            self.accepted_peers.capacity(),
             self.sockets.capacity(),
             self.legs.capacity(),
         ];
@@ -117,9 +126,9 @@ impl Kernel {
             maps,
             report,
             proxy_cgroup_id,
+            names_refused: AtomicU64::new(0),
         };
         kernel.write_config()?;
-        kernel.clear_dead_process()?;
         for (cookie, pod) in carried {
             kernel.insert("PODS", &kernel.maps.pods, &cookie, &pod)?;
         }
@@ -144,23 +153,23 @@ impl Kernel {
         Some(to_std(flow.original))
     }
 
-    /// From now until the guard is dropped, an application that accepts a connection from `proxy_end` sees `client`
-    /// as its peer. To be called after bind and before connect.
-    pub fn name_peer(
-        self: &Arc<Self>,
-        netns_cookie: u64,
-        proxy_end: SocketAddr,
-        client: SocketAddr,
-    ) -> Result<PeerName, KernelError> {
-        let end = End { netns_cookie, socket: from_std(proxy_end) };
-        self.insert("PEER_NAMES", &self.maps.peer_names, &end, &from_std(client))?;
-        Ok(PeerName { kernel: Arc::clone(self), end })
+    /// The application that accepts what this socket connects to sees `client` as its peer, for as long as its own
+    /// socket lives. To be called before connect; on an error do not connect. Nothing has to be undone: the entry goes
+    /// when the socket closes or its connect fails.
+    pub fn name_peer(&self, socket: &impl AsFd, client: SocketAddr) -> Result<(), KernelError> {
+        let name = "PEER_BY_COOKIE";
+        let cookie = sys::socket_cookie(socket).map_err(|source| KernelError::Map { name, source })?;
+        self.insert(name, &self.maps.peer_by_cookie, &cookie, &from_std(client)).inspect_err(|_| {
+            self.names_refused.fetch_add(1, Ordering::Relaxed);
+        })
     }
 
     /// What the hooks have counted since the maps were made.
     pub fn counters(&self) -> Result<Counters, KernelError> {
-        Counters::read(&self.maps.counters, self.cpus)
-            .map_err(|source| KernelError::Map { name: "COUNTERS", source })
+        let mut counters = Counters::read(&self.maps.counters, self.cpus)
+            .map_err(|source| KernelError::Map { name: "COUNTERS", source })?;
+        counters.add(Outcome::PeerRefusedFull, self.names_refused.load(Ordering::Relaxed));
+        Ok(counters)
     }
 
     /// Name, entries in use, capacity. Walks the maps: for a scrape, not for every connection.
@@ -178,7 +187,9 @@ impl Kernel {
             "excluded_cidrs" = excluded_cidrs,
             "original_by_cookie" = original_by_cookie,
             "original_destinations" = original_destinations,
+            "peer_by_cookie" = peer_by_cookie,
             "peer_names" = peer_names,
+            "accepted_peers" = accepted_peers,
             "inbound_listeners" = inbound_listeners,
             "sockets" = sockets,
             "legs" = legs
@@ -213,15 +224,6 @@ impl Kernel {
         self.insert("CONFIG", &self.maps.config, &0, &config)
     }
 
-    /// The guards of an earlier process are gone with it; nobody else removes what they kept.
-    fn clear_dead_process(&self) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Map { name: "PEER_NAMES", source };
-        for end in self.maps.peer_names.keys().map_err(failed)? {
-            self.maps.peer_names.remove(&end).map_err(failed)?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn insert<K: crate::table::Plain, V: crate::table::Plain>(
         &self,
         name: &'static str,
@@ -230,20 +232,6 @@ impl Kernel {
         value: &V,
     ) -> Result<(), KernelError> {
         table.insert(key, value).map_err(|source| KernelError::Map { name, source })
-    }
-}
-
-/// Keeps an entry of the peer name map; removes it when dropped.
-pub struct PeerName {
-    kernel: Arc<Kernel>,
-    end: End,
-}
-
-impl Drop for PeerName {
-    fn drop(&mut self) {
-        if let Err(error) = self.kernel.maps.peer_names.remove(&self.end) {
-            tracing::warn!(%error, "a peer name could not be removed");
-        }
     }
 }
 
@@ -273,7 +261,7 @@ fn make_room(pins: &Pins, flows_max: u32) -> Result<Vec<(u64, PodConfig)>, Kerne
 /// Replaces the program behind a pinned link, or attaches and pins a new one.
 pub(crate) fn attach_pinned(
     program: &OwnedFd,
-    target: &impl std::os::fd::AsFd,
+    target: &impl AsFd,
     kind: AttachType,
     path: &Path,
 ) -> io::Result<OwnedFd> {

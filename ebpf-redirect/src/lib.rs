@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 pub use counters::Counters;
-pub use kernel::{Kernel, PeerName};
+pub use kernel::Kernel;
 pub use object::BUILT;
 pub use pins::detach_all;
 pub use probe::{Feature, ProbeReport};

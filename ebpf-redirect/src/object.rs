@@ -23,14 +23,16 @@ static OBJECT: Aligned<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).
 pub const BUILT: bool = !include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).is_empty();
 
 /// All maps, by the name in the object, which is also the name of the pin.
-pub(crate) const MAPS: [&str; 11] = [
+pub(crate) const MAPS: [&str; 13] = [
     "CONFIG",
     "PODS",
     "EXCLUDED_PORTS",
     "EXCLUDED_CIDRS",
     "ORIGINAL_BY_COOKIE",
     "ORIGINAL_DESTINATIONS",
+    "PEER_BY_COOKIE",
     "PEER_NAMES",
+    "ACCEPTED_PEERS",
     "INBOUND_LISTENERS",
     "SOCKETS",
     "LEGS",
@@ -60,11 +62,13 @@ pub(crate) fn kernel_at_least(major: u8, minor: u8) -> bool {
 }
 
 /// Sizes of the maps that grow with connections.
-pub(crate) fn flow_maps(flows_max: u32) -> [(&'static str, u32); 5] {
+pub(crate) fn flow_maps(flows_max: u32) -> [(&'static str, u32); 7] {
     [
         ("ORIGINAL_BY_COOKIE", flows_max),
         ("ORIGINAL_DESTINATIONS", flows_max.saturating_mul(ENDS_PER_FLOW)),
+        ("PEER_BY_COOKIE", flows_max),
         ("PEER_NAMES", flows_max),
+        ("ACCEPTED_PEERS", flows_max.saturating_mul(ENDS_PER_FLOW)),
         ("SOCKETS", flows_max.saturating_mul(SOCKETS_PER_FLOW)),
         ("LEGS", flows_max.saturating_mul(SOCKETS_PER_FLOW)),
     ]

@@ -165,3 +165,20 @@ pub(crate) unsafe fn delete(map: &impl AsFd, key: *const u8) -> io::Result<()> {
 pub(crate) unsafe fn next_key(map: &impl AsFd, key: *const u8, next: *mut u8) -> io::Result<()> {
     bpf(Command::MapNextKey, &mut element(map, key, next, 0)).map(drop)
 }
+
+/// The number by which the kernel knows a socket; never used again.
+pub(crate) fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

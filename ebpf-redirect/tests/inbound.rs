@@ -1,15 +1,14 @@
 //! Connections into an enrolled pod: steered to the proxy with their original destination, except the pod's own and
-//! excluded ports; refused when the proxy's listener is gone; and the application sees its client's address.
+//! excluded ports; refused when the proxy's listener is gone. What the application then sees is in `peer.rs`.
 #![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, TcpStream};
 
-use socket2::{Domain, Socket, Type};
 use weft_ebpf::Outcome;
-use world::{PEER4, PEER6, POD4, POD6, TUNNEL, World, at, counted, used};
+use world::{PEER4, PEER6, POD4, POD6, TUNNEL, World, at, counted};
 
 #[test]
 fn inbound_of_each_family_is_steered_and_keeps_its_destination() {
@@ -61,34 +60,4 @@ fn without_the_proxys_listener_inbound_is_refused_though_the_application_listens
     kernel.release(world.pod.cookie).unwrap();
     let _client = world.run("agent", &world.peer, || TcpStream::connect(at(POD4, 8080)).unwrap());
     app.accept().unwrap();
-}
-
-#[test]
-fn the_application_sees_the_client_that_the_proxy_names() {
-    let world = World::new();
-    let kernel = world.kernel();
-    let _proxy = world.enrol(&kernel);
-    for (pod, client, app) in [
-        (POD4, "10.99.0.1", world.listen("pod", &world.pod, POD4, 8080)),
-        (POD6, "fd99::1", world.listen("pod", &world.pod, POD6, 8080)),
-    ] {
-        let named: SocketAddr = at(client, 5555);
-        let cookie = world.pod.cookie;
-        let handle = std::sync::Arc::clone(&kernel);
-        let (guard, _upstream) = world.run("agent", &world.pod, move || {
-            let socket = Socket::new(Domain::for_address(at(pod, 0)), Type::STREAM, None).unwrap();
-            socket.bind(&at(pod, 0).into()).unwrap();
-            let own = socket.local_addr().unwrap().as_socket().unwrap();
-            let guard = handle.name_peer(cookie, own, named).unwrap();
-            socket.connect(&at(pod, 8080).into()).unwrap();
-            (guard, socket)
-        });
-        let (by_accept, by_name) = world.run("pod", &world.pod, move || {
-            let (stream, peer) = app.accept().unwrap();
-            (peer, stream.peer_addr().unwrap())
-        });
-        assert_eq!((by_accept, by_name), (named, named));
-        drop(guard);
-        assert_eq!(used(&kernel, "peer_names"), 0);
-    }
 }

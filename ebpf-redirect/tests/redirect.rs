@@ -9,10 +9,10 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use weft_ebpf::{Feature, Kernel, Outcome};
 use weft_ebpf_common::abi::REDIRECT_BYTES_MAX;
-use world::{PEER4, POD4, Proxy, World, at, counted, used, wait_for};
+use world::{PEER4, POD4, Proxy, World, at, connect_named, counted, used, wait_for};
 
 const TRANSFER_BYTES: usize = 256 << 20;
 /// A reader that never hangs a test.
@@ -132,14 +132,9 @@ fn the_applications_leg_is_redirected_too() {
     redirects(&kernel);
     let _proxy = world.enrol(&kernel);
     let app = world.listen("pod", &world.pod, POD4, 8080);
-    let (cookie, handle) = (world.pod.cookie, Arc::clone(&kernel));
-    let (_guard, mut upstream) = world.run("agent", &world.pod, move || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&at(POD4, 0).into()).unwrap();
-        let own = socket.local_addr().unwrap().as_socket().unwrap();
-        let guard = handle.name_peer(cookie, own, at("10.99.0.1", 1)).unwrap();
-        socket.connect(&at(POD4, 8080).into()).unwrap();
-        (guard, TcpStream::from(socket))
+    let handle = Arc::clone(&kernel);
+    let mut upstream = world.run("agent", &world.pod, move || {
+        connect_named(&handle, at(POD4, 8080), at("10.99.0.1", 1)).unwrap()
     });
     let (mut accepted, _) = app.accept().unwrap();
     upstream.write_all(b"ping").unwrap();

@@ -35,8 +35,6 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Data that nobody acknowledged for so long: the path is dead. As long as the tunnel's PING time-out, so that a
 /// connection with data in flight is not kept longer than an idle one.
 const TUNNEL_USER_TIMEOUT: Duration = Duration::from_secs(20);
-/// An ephemeral port may by chance be the destination's own, which would connect the socket to itself.
-const BIND_ATTEMPTS_MAX: u32 = 4;
 
 /// A port that only the proxy itself serves inside a pod: never a target.
 pub fn is_proxy_port(port: u16) -> bool {
@@ -130,51 +128,47 @@ pub async fn connect_from(
     usage: Use,
     time_out: Duration,
 ) -> io::Result<TcpStream> {
-    let socket = tcp_in(netns.fd.as_fd(), to)?;
-    if let Some(from) = from {
-        // Without this option the bind would take a port out of the ephemeral range for every destination at once.
-        bind_address_no_port(&socket)?;
-        socket.bind(&SocketAddr::new(from, 0).into())?;
-    }
+    let Unconnected(socket) = match from {
+        Some(from) => bind(netns, from)?,
+        None => Unconnected(tcp_in(netns.fd.as_fd(), to)?),
+    };
     if usage == Use::Tunnel {
         socket.set_tcp_user_timeout(Some(TUNNEL_USER_TIMEOUT))?;
     }
     connect(socket, to, time_out).await
 }
 
-/// A bound socket whose port is known before it connects.
-pub struct Bound {
-    socket: Socket,
-    local: SocketAddr,
-}
+/// A socket with a source address and no port yet.
+pub struct Unconnected(Socket);
 
-impl Bound {
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
-    }
-    /// A second descriptor: as long as it is open the socket is, and nobody else gets the port.
-    pub fn hold_port(&self) -> io::Result<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned()
-    }
+impl Unconnected {
     pub async fn connect(self, to: SocketAddr, time_out: Duration) -> io::Result<TcpStream> {
-        connect(self.socket, to, time_out).await
+        connect(self.0, to, time_out).await
     }
 }
 
-/// Binds to `local` and an ephemeral port inside a pod, for connecting to `to`.
-pub fn bind(netns: &Netns, local: IpAddr, to: SocketAddr) -> io::Result<Bound> {
-    for _ in 0..BIND_ATTEMPTS_MAX {
-        let socket = tcp_in(netns.fd.as_fd(), to)?;
-        socket.bind(&SocketAddr::new(local, 0).into())?;
-        let address = socket
-            .local_addr()?
-            .as_socket()
-            .ok_or_else(|| io::Error::other("the kernel bound an IP socket to something else"))?;
-        if address != to {
-            return Ok(Bound { socket, local: address });
-        }
+impl AsFd for Unconnected {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
-    Err(io::Error::from(io::ErrorKind::AddrInUse))
+}
+
+/// Binds to `local` inside a pod. The port is chosen at connect, where it needs to be free only towards that
+/// destination: a bind would take one out of the ephemeral range for all.
+pub fn bind(netns: &Netns, local: IpAddr) -> io::Result<Unconnected> {
+    let local = SocketAddr::new(local, 0);
+    let socket = tcp_in(netns.fd.as_fd(), local)?;
+    bind_address_no_port(&socket)?;
+    socket.bind(&local.into())?;
+    Ok(Unconnected(socket))
+}
+
+/// The loopback address of the same family: where the proxy connects to a pod's own application from.
+pub fn loopback_like(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
 }
 
 async fn connect(socket: Socket, to: SocketAddr, time_out: Duration) -> io::Result<TcpStream> {

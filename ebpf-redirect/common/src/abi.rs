@@ -3,7 +3,7 @@
 //! Addresses are four words in network order, as the kernel's contexts hold them, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
 
 /// Changes with every change of a layout or of a map's meaning. Pinned maps of another version are not reused.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// An address of either family: words, because the kernel's programs would have to assemble bytes one by one.
 pub type Address = [u32; 4];
@@ -103,7 +103,7 @@ pub struct ExcludedCidr {
 }
 
 /// One end of a connection, seen from its namespace: key of `ORIGINAL_DESTINATIONS` (client side, as the proxy sees
-/// its peer) and of `PEER_NAMES` (the proxy's own end, as the application sees its peer).
+/// its peer). The far end is always the proxy's listener, so this end alone is unique.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct End {
@@ -122,7 +122,8 @@ pub struct Flow {
     pub pad: [u8; 4],
 }
 
-/// Key of `SOCKETS` (SockHash) and `LEGS`: a socket by its own 4-tuple.
+/// A socket by its own 4-tuple. Key of `SOCKETS` (SockHash), `LEGS`, and `PEER_NAMES` (the proxy's socket: its port is
+/// chosen at connect, so it is unique only together with the destination).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketKey {
@@ -179,7 +180,7 @@ pub const EXCLUDED_CIDRS_MAX: u32 = 16 * PODS_MAX;
 /// Intercepted connections of one node at a time, unless the loader is told another figure. An entry takes memory only
 /// while it is used.
 pub const FLOWS_MAX: u32 = 65_536;
-/// Entries of `ORIGINAL_DESTINATIONS` for each flow: the proxy's end may outlive the client's, which frees the flow.
+/// Entries of `ORIGINAL_DESTINATIONS` and `ACCEPTED_PEERS` for each flow: the far end may outlive the one that counts.
 pub const ENDS_PER_FLOW: u32 = 2;
 /// Sockets of each accelerated flow: both ends of the client's leg and of the application's.
 pub const SOCKETS_PER_FLOW: u32 = 4;

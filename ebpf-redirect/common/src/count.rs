@@ -40,6 +40,10 @@ outcomes! {
         "getpeername or accept answered with the address that the other side of the mesh has.",
     PeerUnchanged = "peer_unchanged":
         "getpeername or accept of an enrolled pod left alone.",
+    PeerRefusedFull = "peer_refused_full":
+        "The proxy's connection to an application could not be named, the map being full: it is not made.",
+    AcceptedUnnamed = "accepted_unnamed":
+        "An application's socket could not be named, the map being full: it shows the pod's own address.",
     FlowStored = "flow_stored":
         "An original destination was published to the proxy before the SYN left.",
     FlowRefusedFull = "flow_refused_full":
@@ -54,6 +58,8 @@ outcomes! {
         "Not inserted: map full.",
     SocketSkippedMptcp = "socket_skipped_mptcp":
         "Not inserted: MPTCP.",
+    SocketSkippedSent = "socket_skipped_sent":
+        "Not inserted: it had sent data before it was established (TCP Fast Open).",
     MessageRedirected = "message_redirected":
         "Messages put straight into the peer's receive queue.",
     MessageStack = "message_stack":
@@ -74,6 +80,8 @@ outcomes! {
         "Inbound, handed to the proxy's listener.",
     LookupDropped = "lookup_dropped":
         "Inbound without a listener of the proxy: refused.",
+    LookupForeignLoopback = "lookup_foreign_loopback":
+        "Inbound to a loopback address from outside the pod (route_localnet): refused.",
 }
 
 /// Entries of `COUNTERS`.

@@ -71,12 +71,30 @@ pub fn is_v4(address: &Address) -> bool {
     address[0] == 0 && address[1] == 0 && address[2] == 0xffff_u32.to_be()
 }
 
+/// An address at which the pod talks to itself: both ends of a leg have one.
+#[inline(always)]
+pub fn in_pod(pod: &PodConfig, address: &Address) -> bool {
+    is_loopback(address) || same(address, &pod.outbound_v4) || same(address, &pod.outbound_v6)
+}
+
 #[inline(always)]
 pub fn is_loopback(address: &Address) -> bool {
     if is_v4(address) {
         u32::from_be(address[3]) >> 24 == 127
     } else {
         address[0] == 0 && address[1] == 0 && address[2] == 0 && address[3] == 1_u32.to_be()
+    }
+}
+
+/// Does a connection with these ends come from where the proxy connects to applications from? Exactly 127.0.0.1 and not
+/// its whole network: the kernel refuses a packet from outside that claims an address which is configured here even
+/// where `route_localnet` lets the rest of 127/8 in.
+#[inline(always)]
+pub fn from_proxy(local: &Address, remote: &Address) -> bool {
+    if is_v4(local) {
+        is_v4(remote) && remote[3] == 0x7f00_0001_u32.to_be()
+    } else {
+        !is_v4(remote) && is_loopback(remote)
     }
 }
 
@@ -112,23 +130,32 @@ pub fn normalise(family: u32, v4: u32, v6: [u32; 4]) -> Address {
 pub enum Lookup {
     Pass(Outcome),
     Steer,
+    Drop(Outcome),
 }
 
 /// A new inbound connection of an enrolled pod. A connection from the pod to its own address comes with the pod's
-/// device as ingress, so the addresses are compared and not the device; the proxy's own connection to the application
-/// is one of these and would otherwise come back for ever.
+/// device as ingress, so the addresses are compared and not the device. The proxy's own connection to the application
+/// comes from loopback and would otherwise come back for ever.
 #[inline(always)]
 pub fn lookup(
     protocol: u32,
     local: &Address,
     remote: &Address,
+    remote_is_own: impl FnOnce() -> bool,
     port_excluded: impl FnOnce() -> bool,
 ) -> Lookup {
     if protocol != IPPROTO_TCP {
         return Lookup::Pass(Outcome::LookupNotTcp);
     }
-    if same(local, remote) || is_loopback(local) {
+    if same(local, remote) || from_proxy(local, remote) {
         return Lookup::Pass(Outcome::LookupLocal);
+    }
+    if is_loopback(local) {
+        return if is_loopback(remote) || remote_is_own() {
+            Lookup::Pass(Outcome::LookupLocal)
+        } else {
+            Lookup::Drop(Outcome::LookupForeignLoopback)
+        };
     }
     if port_excluded() {
         return Lookup::Pass(Outcome::LookupExcluded);
@@ -136,11 +163,24 @@ pub fn lookup(
     Lookup::Steer
 }
 
-/// The name to show instead of a socket's real peer, if it fits the family that the application asked in.
+/// Do these ends look like an application's of a connection that the proxy made?
 #[inline(always)]
-pub fn peer_name(family: u32, name: Option<SocketAddress>) -> Option<SocketAddress> {
+pub fn looks_accepted_from_proxy(local: &Address, peer: &Address) -> bool {
+    is_loopback(peer) && !is_loopback(local)
+}
+
+/// The name to show instead of a socket's real peer, if it fits the family that the application asked in. Applications
+/// trust loopback: where the name is lost, the proxy's connection shows the pod's own address instead.
+#[inline(always)]
+pub fn peer_name(
+    family: u32,
+    name: Option<SocketAddress>,
+    local: &Address,
+    peer: &SocketAddress,
+) -> Option<SocketAddress> {
     match name {
         Some(name) if family != FAMILY_V4 || is_v4(&name.address) => Some(name),
+        _ if looks_accepted_from_proxy(local, &peer.address) => Some(SocketAddress::new(*local, peer.port)),
         _ => None,
     }
 }

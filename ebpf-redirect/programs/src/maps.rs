@@ -25,9 +25,21 @@ pub static ORIGINAL_BY_COOKIE: HashMap<u64, SocketAddress> =
 #[map]
 pub static ORIGINAL_DESTINATIONS: HashMap<End, Flow> =
     HashMap::with_max_entries(ENDS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
-/// The proxy's own end of a connection to an application → the client's address.
+/// The proxy's socket towards an application → the client's address. Written by the proxy before it connects; removed
+/// when the socket has closed.
 #[map]
-pub static PEER_NAMES: HashMap<End, SocketAddress> = HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+pub static PEER_BY_COOKIE: HashMap<u64, SocketAddress> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// The same by the proxy's 4-tuple, for the application's socket to find. Each has an entry in `PEER_BY_COOKIE`, which
+/// is filled first: this one is never full before.
+#[map]
+pub static PEER_NAMES: HashMap<SocketKey, SocketAddress> =
+    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// The application's socket → the client's address. Its own entry, because the proxy's socket may be gone before the
+/// application accepts.
+#[map]
+pub static ACCEPTED_PEERS: HashMap<u64, SocketAddress> =
+    HashMap::with_max_entries(ENDS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub static INBOUND_LISTENERS: SockHash<InboundKey> = SockHash::with_max_entries(INBOUND_LISTENERS_MAX, 0);
 #[map]

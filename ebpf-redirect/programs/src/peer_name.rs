@@ -1,15 +1,16 @@
 //! `cgroup/getpeername4` and `getpeername6`: what `getpeername()` and `accept()` of an enrolled pod answer. The client
-//! sees the destination it asked for, the server sees the client. Fails open: without an entry the real peer is shown.
+//! sees the destination it asked for, the server sees the client. Fails open: without an entry the real peer is shown,
+//! but never the proxy's loopback address.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use weft_ebpf_common::abi::{Address, End, FAMILY_V4, FAMILY_V6, SocketAddress};
+use weft_ebpf_common::abi::{Address, FAMILY_V4, FAMILY_V6, SocketAddress};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
-use crate::maps::{ORIGINAL_BY_COOKIE, PEER_NAMES, PODS, by_proxy, count};
+use crate::maps::{ACCEPTED_PEERS, ORIGINAL_BY_COOKIE, PODS, by_proxy, count};
 
 /// The only verdict that the verifier accepts here.
 const PROCEED: i32 = 1;
@@ -40,24 +41,41 @@ pub fn weft_peer_name6(ctx: SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn name(ctx: &SockAddrContext, family: u32, address: Address) -> Option<SocketAddress> {
+fn name(ctx: &SockAddrContext, family: u32, peer: Address) -> Option<SocketAddress> {
+    let local = local(ctx, family);
     // SAFETY: the helpers take the program's context; map values stay valid while the program runs.
     unsafe {
-        let cookie = bpf_get_netns_cookie(ctx.as_ptr());
-        PODS.get(&cookie)?;
-        if by_proxy() {
+        let enrolled = PODS.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some();
+        // A pod that has just been released still has connections with names.
+        if !enrolled && !decide::looks_accepted_from_proxy(&local, &peer) || by_proxy() {
             return None;
         }
         let socket = bpf_get_socket_cookie(ctx.as_ptr());
-        let port = u16::from_be((*ctx.sock_addr).user_port as u16);
-        let end = End { netns_cookie: cookie, socket: SocketAddress::new(address, port) };
         let found = match ORIGINAL_BY_COOKIE.get(&socket) {
             Some(original) => Some(*original),
-            None => PEER_NAMES.get(&end).copied(),
+            None => ACCEPTED_PEERS.get(&socket).copied(),
         };
-        let name = decide::peer_name(family, found);
+        if found.is_none() && (!enrolled || (*ctx.sock_addr).protocol != decide::IPPROTO_TCP) {
+            return None;
+        }
+        let port = u16::from_be((*ctx.sock_addr).user_port as u16);
+        let name = decide::peer_name(family, found, &local, &SocketAddress::new(peer, port));
         count(if name.is_some() { Outcome::PeerNamed } else { Outcome::PeerUnchanged });
         name
+    }
+}
+
+/// The socket's own address.
+#[inline(always)]
+fn local(ctx: &SockAddrContext, family: u32) -> Address {
+    // SAFETY: the hook always has a socket; words are read one by one as the verifier wants.
+    unsafe {
+        let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        if family == FAMILY_V4 {
+            decide::normalise(FAMILY_V4, (&raw const (*socket).src_ip4).read_volatile(), [0; 4])
+        } else {
+            crate::sock_ops::words(&raw const (*socket).src_ip6)
+        }
     }
 }
 

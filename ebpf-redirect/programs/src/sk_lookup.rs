@@ -10,7 +10,7 @@ use weft_ebpf_common::abi::{DIRECTION_INBOUND, ExcludedPort, InboundKey};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide::{self, Lookup};
 
-use crate::maps::{EXCLUDED_PORTS, INBOUND_LISTENERS, count};
+use crate::maps::{EXCLUDED_PORTS, INBOUND_LISTENERS, PODS, count};
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -35,13 +35,23 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         (family, (*lookup).protocol, (*lookup).local_port as u16, local, remote)
     };
     let key = ExcludedPort { netns_cookie: cookie, port, direction: DIRECTION_INBOUND, pad: [0; 4] };
-    // SAFETY: only the presence of the entry is used.
-    let decision =
-        decide::lookup(protocol, &local, &remote, || unsafe { EXCLUDED_PORTS.get(&key).is_some() });
+    let decision = decide::lookup(
+        protocol,
+        &local,
+        &remote,
+        // SAFETY: a map value stays valid while the program runs.
+        || unsafe { PODS.get(&cookie) }.is_some_and(|pod| decide::in_pod(pod, &remote)),
+        // SAFETY: only the presence of the entry is used.
+        || unsafe { EXCLUDED_PORTS.get(&key).is_some() },
+    );
     match decision {
         Lookup::Pass(outcome) => {
             count(outcome);
             SK_PASS
+        }
+        Lookup::Drop(outcome) => {
+            count(outcome);
+            SK_DROP
         }
         Lookup::Steer => {
             let key = InboundKey { netns_cookie: cookie, family, pad: [0; 4] };

@@ -1,12 +1,14 @@
-//! `sock_ops`: follows intercepted connections. Before the SYN it publishes the original destination under the end that
-//! the proxy will see, at ESTABLISHED it offers both ends of a local leg to sk_msg, at CLOSE it removes what it wrote.
-//! Fails closed: a destination that could not be published makes the proxy close the connection.
+//! `sock_ops`: follows the legs between applications and the proxy. Before the SYN it publishes what is known by socket
+//! (original destination, client's name) under the addresses that the other end will see, at ESTABLISHED it offers both
+//! ends of a local leg to sk_msg, at CLOSE it removes what it wrote. Fails closed: a destination that could not be
+//! published makes the proxy close the connection.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+    BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG,
 };
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_mptcp_sock};
 use aya_ebpf::macros::sock_ops;
@@ -19,10 +21,13 @@ use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
 use crate::maps::{
-    LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_NAMES, PODS, SOCKETS, count, node_flags,
+    ACCEPTED_PEERS, LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_BY_COOKIE, PEER_NAMES, PODS, SOCKETS,
+    count, node_flags,
 };
 
-const TCP_CLOSE: u32 = 7;
+pub const TCP_CLOSE: u32 = 7;
+/// Argument of `HDR_OPT_LEN_CB`: nothing is sent yet, the stack asks because it is about to take data.
+const TAKING_DATA: u32 = 1;
 const EBUSY: i32 = -16;
 
 /// 1 where the kernel has `bpf_skc_to_mptcp_sock` (5.19); else the verifier never sees the call.
@@ -36,6 +41,7 @@ pub fn weft_sock_ops(ctx: SockOpsContext) -> u32 {
         && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
         && op != BPF_SOCK_OPS_STATE_CB
+        && op != BPF_SOCK_OPS_HDR_OPT_LEN_CB
     {
         return 0;
     }
@@ -48,13 +54,22 @@ pub fn weft_sock_ops(ctx: SockOpsContext) -> u32 {
         }
         return 0;
     }
+    if op == BPF_SOCK_OPS_HDR_OPT_LEN_CB {
+        if ctx.arg(0) == TAKING_DATA {
+            leave_to_stack(&ctx, &key(&ctx, cookie));
+        }
+        return 0;
+    }
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        // Also for a pod released meanwhile: what was stored for the socket must be removed when it closes.
+        connecting(&ctx, &key(&ctx, cookie));
+        return 0;
+    }
     // SAFETY: a map value stays valid while the program runs.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else { return 0 };
     let key = key(&ctx, cookie);
-    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-        connecting(&ctx, &key);
-    } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
-        if is_leg(&End { netns_cookie: cookie, socket: key.local }) {
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        if is_leg(&key) {
             offer(&ctx, pod, key, NODE_REDIRECT);
         }
     } else {
@@ -63,17 +78,37 @@ pub fn weft_sock_ops(ctx: SockOpsContext) -> u32 {
     0
 }
 
+/// The stack takes data for a leg. If sk_msg has let it through, its path is this one already. If not (a send that had
+/// waited for the connect, or entered just before the socket was inserted), it must become so: what sk_msg redirected
+/// later would overtake.
+#[inline(always)]
+fn leave_to_stack(ctx: &SockOpsContext, key: &SocketKey) {
+    if let Some(leg) = LEGS.get_ptr_mut(key) {
+        // SAFETY: a map value stays valid while the program runs; the socket's lock is held, as for its messages.
+        unsafe { (*leg).path = LEG_STACK };
+    }
+    let _ = ctx.set_cb_flags((ctx.cb_flags() & !BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG) as i32);
+}
+
 /// The SYN is about to leave: the local port is known now.
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext, key: &SocketKey) {
     // SAFETY: the helper takes the program's context; map values stay valid while the program runs.
-    let original = unsafe { ORIGINAL_BY_COOKIE.get(bpf_get_socket_cookie(ctx.as_ptr())) };
-    let Some(original) = original else { return };
-    let end = End { netns_cookie: key.netns_cookie, socket: key.local };
-    let flow = Flow { original: *original, accepted: 0, pad: [0; 4] };
-    let stored = ORIGINAL_DESTINATIONS.insert(&end, &flow, 0).is_ok();
-    count(if stored { Outcome::FlowStored } else { Outcome::FlowRefusedFull });
-    watch_close(ctx);
+    unsafe {
+        let socket = bpf_get_socket_cookie(ctx.as_ptr());
+        if let Some(original) = ORIGINAL_BY_COOKIE.get(&socket) {
+            let end = End { netns_cookie: key.netns_cookie, socket: key.local };
+            let flow = Flow { original: *original, accepted: 0, pad: [0; 4] };
+            let stored = ORIGINAL_DESTINATIONS.insert(&end, &flow, 0).is_ok();
+            count(if stored { Outcome::FlowStored } else { Outcome::FlowRefusedFull });
+            watch_close(ctx);
+        } else if let Some(client) = PEER_BY_COOKIE.get(&socket) {
+            if PEER_NAMES.insert(key, client, 0).is_err() {
+                count(Outcome::AcceptedUnnamed);
+            }
+            watch_close(ctx);
+        }
+    }
 }
 
 /// The passive end of a leg exists: the proxy's of an intercepted connection, or the application's of one that the
@@ -90,17 +125,30 @@ fn accepted(ctx: &SockOpsContext, pod: &PodConfig, key: SocketKey) {
         offer(ctx, pod, key, NODE_REDIRECT);
         return;
     }
-    // SAFETY: only the presence of the entry is used.
-    if unsafe { PEER_NAMES.get(&end).is_some() } {
+    // SAFETY: a map value stays valid while the program runs.
+    if let Some(client) = unsafe { PEER_NAMES.get(&opposite(&key)) } {
+        // SAFETY: the helper takes the program's context.
+        let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        if ACCEPTED_PEERS.insert(&socket, client, 0).is_err() {
+            count(Outcome::AcceptedUnnamed);
+        }
+        watch_close(ctx);
         offer(ctx, pod, key, NODE_REDIRECT_ACCEPTED);
     }
 }
 
 /// Is this the active end of a leg: an intercepted client, or the proxy towards an application?
 #[inline(always)]
-fn is_leg(end: &End) -> bool {
+fn is_leg(key: &SocketKey) -> bool {
+    let end = End { netns_cookie: key.netns_cookie, socket: key.local };
     // SAFETY: only the presence of the entries is used.
-    unsafe { ORIGINAL_DESTINATIONS.get(end).is_some() || PEER_NAMES.get(end).is_some() }
+    unsafe { ORIGINAL_DESTINATIONS.get(&end).is_some() || PEER_NAMES.get(key).is_some() }
+}
+
+/// The key of a leg's other end.
+#[inline(always)]
+fn opposite(key: &SocketKey) -> SocketKey {
+    SocketKey { netns_cookie: key.netns_cookie, local: key.remote, remote: key.local }
 }
 
 /// Inserts a socket of a local leg. `LEGS` last: an entry there promises one in `SOCKETS`.
@@ -110,7 +158,8 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
     if flags & NODE_REDIRECT == 0
         || flags & needed == 0
         || pod.flags & POD_NO_REDIRECT != 0
-        || !decide::same(&key.local.address, &key.remote.address)
+        || !decide::in_pod(pod, &key.local.address)
+        || !decide::in_pod(pod, &key.remote.address)
     {
         return;
     }
@@ -118,10 +167,15 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
         count(Outcome::SocketSkippedMptcp);
         return;
     }
+    // SAFETY: the context of a running program is valid.
+    if unsafe { (*ctx.ops).data_segs_out } != 0 {
+        count(Outcome::SocketSkippedSent);
+        return;
+    }
     if peer_began_in_stack(&key) {
         return;
     }
-    watch_close(ctx);
+    watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
     // SAFETY: the context of a running program is valid.
     let result = unsafe { SOCKETS.update(&mut key, &mut *ctx.ops, u64::from(BPF_ANY)) };
     if let Err(error) = result {
@@ -139,16 +193,23 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
 /// socket that is in the map and is not redirected to: better not to insert this one.
 #[inline(always)]
 fn peer_began_in_stack(key: &SocketKey) -> bool {
-    let peer = SocketKey { netns_cookie: key.netns_cookie, local: key.remote, remote: key.local };
     // SAFETY: a map value stays valid while the program runs.
-    unsafe { LEGS.get(&peer).is_some_and(|leg| leg.path == LEG_STACK) }
+    unsafe { LEGS.get(&opposite(key)).is_some_and(|leg| leg.path == LEG_STACK) }
 }
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, key: &SocketKey) {
     // SAFETY: the helper takes the program's context.
-    let _ = ORIGINAL_BY_COOKIE.remove(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let _ = ORIGINAL_BY_COOKIE.remove(&socket);
+    let _ = ACCEPTED_PEERS.remove(&socket);
     let _ = LEGS.remove(key);
+    // SAFETY: only the presence of the entry is used.
+    if unsafe { PEER_BY_COOKIE.get(&socket).is_some() } {
+        let _ = PEER_NAMES.remove(key);
+        let _ = PEER_BY_COOKIE.remove(&socket);
+        return;
+    }
     let mine = End { netns_cookie: key.netns_cookie, socket: key.local };
     if let Some(flow) = ORIGINAL_DESTINATIONS.get_ptr(&mine) {
         // The client's end. Once the proxy's end exists, the entry is that one's to remove.
@@ -166,7 +227,12 @@ fn closed(ctx: &SockOpsContext, key: &SocketKey) {
 
 #[inline(always)]
 fn watch_close(ctx: &SockOpsContext) {
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+#[inline(always)]
+fn watch(ctx: &SockOpsContext, flags: u32) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -204,6 +204,27 @@ impl Proxy {
             redirect: true,
         }
     }
+}
+
+/// As the proxy connects to an application: from loopback, no port before the connect, named.
+pub(crate) fn connect_named(kernel: &Kernel, to: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let on: libc::c_int = 1;
+    // SAFETY: the option is an int.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            4,
+        )
+    };
+    assert_eq!(result, 0);
+    socket.bind(&at(if to.is_ipv4() { "127.0.0.1" } else { "::1" }, 0).into())?;
+    kernel.name_peer(&socket, client).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

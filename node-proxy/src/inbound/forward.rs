@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use weft_proto::model::AppProtocol;
 
-use super::application::Application;
 use super::permit::{Permit, needs_http_refusal};
 use super::{Incoming, Refusal};
 use crate::detect::{self, Prefixed, first_bytes};
@@ -46,7 +46,7 @@ pub(super) trait ClientIo: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn into_leg(self) -> Leg;
 }
 
-impl ClientIo for tokio::net::TcpStream {
+impl ClientIo for TcpStream {
     fn into_leg(self) -> Leg {
         Leg::Tcp(self)
     }
@@ -63,7 +63,7 @@ pub(super) async fn forward(
     node: Arc<Node>,
     incoming: Incoming,
     mut permit: Permit,
-    application: Application,
+    application: TcpStream,
     mut io: impl ClientIo,
     hint_opaque: bool,
 ) {
@@ -72,17 +72,21 @@ pub(super) async fn forward(
         Err(refusal) => {
             incoming.refused(&node, &refusal);
             io.into_leg().reset();
-            Leg::Tcp(application.tcp).reset();
+            Leg::Tcp(application).reset();
             return;
         }
     };
-    let Application { tcp, name: _name } = application;
     let Some(protocol) = protocol else {
-        copy(&node, &incoming, permit, io.into_leg(), Leg::Tcp(tcp), first).await;
+        copy(&node, &incoming, permit, io.into_leg(), Leg::Tcp(application), first).await;
         return;
     };
-    let serving =
-        l7::inbound::serve(Arc::clone(&node), incoming.clone(), protocol, Prefixed::new(first, io), tcp);
+    let serving = l7::inbound::serve(
+        Arc::clone(&node),
+        incoming.clone(),
+        protocol,
+        Prefixed::new(first, io),
+        application,
+    );
     tokio::select! {
         () = serving => {}
         refusal = ended(&node, &incoming, &mut permit, true) => {

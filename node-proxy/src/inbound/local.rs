@@ -7,10 +7,9 @@ use std::time::Duration;
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 
-use super::application::{self, Application, Name};
 use super::forward::{self, Expect};
 use super::permit::Permit;
-use super::{Incoming, Peer, Refusal};
+use super::{Incoming, Peer, Refusal, application};
 use crate::connect::{ConnectError, Source};
 use crate::enrol::LocalPod;
 use crate::l7;
@@ -36,7 +35,6 @@ pub struct Session {
     permit: Permit,
     record: ConnectionRecord,
     refusal: Option<Refusal>,
-    _name: Name,
 }
 
 impl Session {
@@ -64,7 +62,7 @@ impl Session {
 struct Admitted {
     incoming: Incoming,
     permit: Permit,
-    application: Application,
+    application: TcpStream,
 }
 
 async fn admit(
@@ -133,14 +131,14 @@ pub async fn hand_over_opaque(
     if forward::expect(&admitted.incoming, &admitted.permit, true) != Expect::Opaque {
         return Ok(HandOver::Inspected(inspect(node, admitted)));
     }
-    let Admitted { incoming, permit, application: Application { tcp, name } } = admitted;
+    let Admitted { incoming, permit, application } = admitted;
     let mut record = node.telemetry.connection(incoming.flow(node));
     if let Some(by) = permit.by() {
         record.policy(by.clone());
     }
     let node = Arc::clone(node);
-    let session = Session { node, incoming, permit, record, refusal: None, _name: name };
-    Ok(HandOver::Direct(tcp, Box::new(session)))
+    let session = Session { node, incoming, permit, record, refusal: None };
+    Ok(HandOver::Direct(application, Box::new(session)))
 }
 
 /// Serves the inbound side of a pipe; gives its other end.
@@ -148,16 +146,16 @@ fn inspect(node: &Arc<Node>, admitted: Admitted) -> DuplexStream {
     let (client_end, mut io) = tokio::io::duplex(BUFFER_BYTES);
     let node = Arc::clone(node);
     node.drain.connections.clone().spawn(async move {
-        let Admitted { incoming, mut permit, application: Application { tcp, name: _name } } = admitted;
+        let Admitted { incoming, mut permit, application } = admitted;
         let (protocol, first) = match forward::first(&incoming, &permit, &mut io).await {
             Ok(seen) => seen,
             Err(refusal) => return incoming.refused(&node, &refusal),
         };
         let Some(protocol) = protocol else {
-            return relay_pipe(&node, &incoming, permit, io, tcp, first).await;
+            return relay_pipe(&node, &incoming, permit, io, application, first).await;
         };
         let io = crate::detect::Prefixed::new(first, io);
-        let serving = l7::inbound::serve(Arc::clone(&node), incoming.clone(), protocol, io, tcp);
+        let serving = l7::inbound::serve(Arc::clone(&node), incoming.clone(), protocol, io, application);
         tokio::select! {
             () = serving => {}
             _ = forward::ended(&node, &incoming, &mut permit, true) => {}

@@ -136,7 +136,7 @@ async fn stream(node: Arc<Node>, from: Arc<From>, mut connect: Connect) {
         Ok(io) => forward(node, incoming, permit, application, io, hint_opaque).await,
         Err(error) => {
             incoming.refused(&node, &Refusal::new(CloseReason::TunnelLost, error.to_string()));
-            crate::relay::Leg::Tcp(application.tcp).reset();
+            crate::relay::Leg::Tcp(application).reset();
         }
     }
 }

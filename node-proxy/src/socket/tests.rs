@@ -57,16 +57,22 @@ async fn a_listener_lives_in_the_namespace_that_was_named() {
 }
 
 #[tokio::test]
-async fn the_port_is_known_before_the_connection_is_made() {
-    let netns = own();
-    let listener = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap();
-    let to = listener.local_addr().unwrap();
-    let bound = bind(&netns, to.ip(), to).unwrap();
-    let promised = bound.local_addr();
-    let (client, accepted) =
-        tokio::join!(bound.connect(to, Duration::from_secs(5)), async { listener.accept().await.unwrap() });
-    assert_eq!(client.unwrap().local_addr().unwrap(), promised);
-    assert_eq!(accepted.1, promised);
+async fn one_port_serves_two_destinations() {
+    let netns = fresh();
+    in_netns(netns.fd.as_fd(), || {
+        assert!(std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success());
+        // One ephemeral port in all.
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40000")
+    })
+    .unwrap();
+    let mut clients = Vec::new();
+    for port in [8080, 8081] {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = listen(&netns, to).unwrap();
+        let client = bind(&netns, loopback_like(to.ip())).unwrap().connect(to, Duration::from_secs(5)).await;
+        clients.push((client.unwrap(), listener));
+    }
+    assert!(clients.iter().all(|(client, _)| client.local_addr().unwrap().port() == 40000));
 }
 
 #[tokio::test]

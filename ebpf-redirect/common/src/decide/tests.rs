@@ -68,6 +68,7 @@ fn the_proxy_udp_and_exclusions_pass() {
 
 #[test]
 fn inbound_is_steered_unless_local_or_excluded() {
+    let foreign = Lookup::Drop(Outcome::LookupForeignLoopback);
     for (protocol, local, remote, excluded, expected) in [
         (IPPROTO_TCP, "10.0.0.5", "10.0.0.6", false, Lookup::Steer),
         (IPPROTO_TCP, "fd00::5", "fd00::6", false, Lookup::Steer),
@@ -75,9 +76,20 @@ fn inbound_is_steered_unless_local_or_excluded() {
         (IPPROTO_TCP, "10.0.0.5", "10.0.0.5", false, Lookup::Pass(Outcome::LookupLocal)),
         (IPPROTO_TCP, "127.0.0.1", "127.0.0.2", false, Lookup::Pass(Outcome::LookupLocal)),
         (IPPROTO_TCP, "::1", "::1", false, Lookup::Pass(Outcome::LookupLocal)),
+        // The proxy towards an application; nearly the proxy.
+        (IPPROTO_TCP, "10.0.0.5", "127.0.0.1", true, Lookup::Pass(Outcome::LookupLocal)),
+        (IPPROTO_TCP, "fd00::5", "::1", true, Lookup::Pass(Outcome::LookupLocal)),
+        (IPPROTO_TCP, "10.0.0.5", "127.0.0.2", false, Lookup::Steer),
+        (IPPROTO_TCP, "fd00::5", "127.0.0.1", false, Lookup::Steer),
+        (IPPROTO_TCP, "10.0.0.5", "::1", false, Lookup::Steer),
+        // To loopback: from inside only.
+        (IPPROTO_TCP, "127.0.0.1", "10.0.0.5", false, Lookup::Pass(Outcome::LookupLocal)),
+        (IPPROTO_TCP, "127.0.0.1", "10.0.0.6", true, foreign),
+        (IPPROTO_TCP, "::1", "fd00::6", true, foreign),
         (17, "10.0.0.5", "10.0.0.6", false, Lookup::Pass(Outcome::LookupNotTcp)),
     ] {
-        let decided = lookup(protocol, &bytes(local), &bytes(remote), || excluded);
+        let remote_is_own = || in_pod(&pod(), &bytes(remote));
+        let decided = lookup(protocol, &bytes(local), &bytes(remote), remote_is_own, || excluded);
         assert_eq!(decided, expected, "{remote} -> {local}");
     }
 }
@@ -103,11 +115,28 @@ fn a_prefix_key_begins_with_the_cookie() {
 #[test]
 fn a_v6_name_is_not_shown_to_a_v4_socket() {
     let (v4, v6) = (SocketAddress::new(bytes("10.0.0.1"), 1), SocketAddress::new(bytes("fd00::1"), 1));
-    assert_eq!(peer_name(FAMILY_V4, Some(v4)), Some(v4));
-    assert_eq!(peer_name(FAMILY_V6, Some(v4)), Some(v4));
-    assert_eq!(peer_name(FAMILY_V6, Some(v6)), Some(v6));
-    assert_eq!(peer_name(FAMILY_V4, Some(v6)), None);
-    assert_eq!(peer_name(FAMILY_V4, None), None);
+    let (own, other) = (bytes("10.0.0.5"), SocketAddress::new(bytes("10.0.0.6"), 9));
+    assert_eq!(peer_name(FAMILY_V4, Some(v4), &own, &other), Some(v4));
+    assert_eq!(peer_name(FAMILY_V6, Some(v4), &own, &other), Some(v4));
+    assert_eq!(peer_name(FAMILY_V6, Some(v6), &own, &other), Some(v6));
+    assert_eq!(peer_name(FAMILY_V4, Some(v6), &own, &other), None);
+    assert_eq!(peer_name(FAMILY_V4, None, &own, &other), None);
+}
+
+#[test]
+fn an_application_never_takes_the_proxy_for_a_loopback_client() {
+    for (family, local, peer, shown) in [
+        (FAMILY_V4, "10.0.0.5", "127.0.0.1", Some("10.0.0.5")),
+        (FAMILY_V6, "10.0.0.5", "127.0.0.1", Some("10.0.0.5")),
+        (FAMILY_V6, "fd00::5", "::1", Some("fd00::5")),
+        (FAMILY_V4, "127.0.0.1", "127.0.0.1", None),
+        (FAMILY_V6, "::1", "::1", None),
+        (FAMILY_V4, "10.0.0.5", "10.0.0.6", None),
+    ] {
+        let peer = SocketAddress::new(bytes(peer), 9);
+        let shown = shown.map(|address| SocketAddress::new(bytes(address), 9));
+        assert_eq!(peer_name(family, None, &bytes(local), &peer), shown, "{local} {peer:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,53 @@
+//! Many short connections of the proxy into one pod: more than there are ports, the client closing first, none refused,
+//! nothing left behind. A binary of its own, because it counts the process's descriptors.
+#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+
+mod world;
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use world::{POD4, World, at, connect_named, used, wait_for};
+
+/// Twice the ephemeral range (28,232 ports), and more than that number within the minute that TIME_WAIT lasts.
+const CONNECTIONS: usize = 60_000;
+const TIME_MAX: Duration = Duration::from_secs(60);
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn more_short_connections_than_ports_are_made_within_a_minute_and_none_is_refused() {
+    let world = World::new();
+    let kernel = world.kernel();
+    let _proxy = world.enrol(&kernel);
+    let app = world.listen("pod", &world.pod, POD4, 8080);
+    let before = descriptors();
+    let started = Instant::now();
+    let application = world.start("pod", &world.pod, move || {
+        for _ in 0..CONNECTIONS {
+            let (mut stream, peer) = app.accept().unwrap();
+            assert_eq!(peer, at("10.99.0.1", 5555));
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        }
+        app
+    });
+    let handle = Arc::clone(&kernel);
+    world.run("agent", &world.pod, move || {
+        for number in 0..CONNECTIONS {
+            connect_named(&handle, at(POD4, 8080), at("10.99.0.1", 5555))
+                .unwrap_or_else(|error| panic!("connection {number}: {error}"));
+        }
+    });
+    let app = application.join().unwrap();
+    let took = started.elapsed();
+    println!("{CONNECTIONS} connections in {took:?}");
+    assert!(took < TIME_MAX, "{took:?}: too slow to prove anything about TIME_WAIT");
+    for map in ["peer_by_cookie", "peer_names", "accepted_peers", "legs", "sockets"] {
+        wait_for("freed entries", || used(&kernel, map) == 0);
+    }
+    drop(app);
+    assert!(descriptors() <= before, "{} descriptors, {before} before", descriptors());
+}
