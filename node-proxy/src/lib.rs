@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod balance;
+mod config_dump;
 pub mod connect;
 pub mod detect;
 pub mod discovery;

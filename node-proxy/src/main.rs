@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
+use weft_node::admin::AdminSources;
 use weft_node::discovery::{self, ControlPlane, ControlStatus, Sink};
 use weft_node::drain::Drain;
 use weft_node::enrol::{self, Enroller, Listeners, LocalPod, Passes};
@@ -24,8 +25,8 @@ use weft_node::identity::Identities;
 use weft_node::node::Node;
 use weft_node::settings::{AccessLog, Arguments, Command, Settings};
 use weft_node::snapshot::SnapshotHandle;
-use weft_node::telemetry::{LogLevel, Telemetry, TelemetrySettings};
-use weft_node::{inbound, outbound};
+use weft_node::telemetry::{EnvironmentError, LogLevel, OtelSettings, Telemetry, TelemetrySettings};
+use weft_node::{admin, inbound, outbound};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -122,6 +123,11 @@ async fn run(settings: Settings) -> Result<()> {
         status: Arc::clone(&node.control),
         follow: passes,
     };
+    let admin =
+        admin::serve(&node.settings.admin, admin_sources(&node), node.telemetry.clone(), node.drain.clone())
+            .await
+            .context("cannot open the admin endpoint")?;
+    tokio::spawn(admin);
     let stream = tokio::spawn(discovery::run(control, sink));
     let pods = tokio::spawn(enrol::run(Arc::clone(&node), Arc::clone(&enroller), requests));
     info!(node = node.settings.node_name, version = env!("CARGO_PKG_VERSION"), "weft-node runs");
@@ -163,6 +169,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
             AccessLog::All => LogLevel::All,
         },
         cluster_domain: settings.cluster_domain.clone(),
+        otel: OtelSettings::from_environment().map_err(joined)?,
         ..TelemetrySettings::default()
     })
     .context("cannot start telemetry")?;
@@ -179,6 +186,21 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
         control: Arc::new(watch::Sender::new(ControlStatus::default())),
         settings,
     })
+}
+
+/// All mistakes at once, a line each.
+fn joined(mistakes: Vec<EnvironmentError>) -> anyhow::Error {
+    let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("{}", lines.join("\n"))
+}
+
+fn admin_sources(node: &Arc<Node>) -> AdminSources {
+    let (ready, dumped, reported) = (Arc::clone(node), Arc::clone(node), Arc::clone(node));
+    AdminSources {
+        unready: Arc::new(move || ready.unready()),
+        config_dump: Arc::new(move || dumped.config_dump()),
+        status: Arc::new(move || serde_json::json!(reported.status())),
+    }
 }
 
 fn enroller(node: &Arc<Node>) -> Result<Enroller> {

@@ -52,7 +52,21 @@ pub enum PodState {
 impl Node {
     /// Ready to serve: a configuration was applied, and the node is not ending.
     pub fn ready(&self) -> bool {
-        self.control.borrow().synced && !self.drain.draining.is_cancelled()
+        self.unready().is_empty()
+    }
+
+    /// Why it is not ready; empty: it is.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.drain.draining.is_cancelled() {
+            reasons.push("draining".to_owned());
+        }
+        let control = self.control.borrow();
+        if !control.synced {
+            let why = control.last_error.as_deref().unwrap_or("waiting for the first configuration");
+            reasons.push(format!("no configuration yet: {why}"));
+        }
+        reasons
     }
 
     pub fn status(&self) -> Status {
