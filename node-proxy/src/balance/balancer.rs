@@ -10,7 +10,7 @@ use weft_proto::model::{Ejection, Endpoint};
 
 use super::budget::Budget;
 use super::health::Health;
-use super::{Locality, Outcome};
+use super::{Family, Locality, Outcome};
 use crate::snapshot::ServiceEntry;
 
 /// Ejection when no TrafficPolicy says otherwise: after five failures in a row, for 5 s (doubling with each further
@@ -29,6 +29,7 @@ pub struct Balancer {
     members: ArcSwap<Members>,
     live: AtomicU32,
     budget: Budget,
+    family: Family,
     /// Zero of the nanoseconds in [`Health`].
     epoch: Instant,
 }
@@ -56,9 +57,10 @@ impl Members {
             && self.ejection == entry.traffic_policy.as_ref().and_then(|policy| policy.ejection)
     }
 
-    /// Ready endpoints that are not going away; without any, those that still serve. Health is kept by address.
-    fn new(entry: &ServiceEntry, port: u16, before: &Members) -> Self {
-        let eligible = |want: fn(&Endpoint) -> bool| -> Vec<Candidate> {
+    /// Ready endpoints that are not going away; without any, those that still serve. Of the client's family if there
+    /// are such. Health is kept by address.
+    fn new(entry: &ServiceEntry, port: u16, family: Family, before: &Members) -> Self {
+        let eligible = |want: &dyn Fn(&Endpoint) -> bool| -> Vec<Candidate> {
             let mut candidates = Vec::new();
             for endpoint in entry.endpoints.iter().filter(|endpoint| want(endpoint)) {
                 let Some(&target_port) = endpoint.ports.get(&port) else { continue };
@@ -71,10 +73,16 @@ impl Members {
             }
             candidates
         };
-        let mut candidates = eligible(|endpoint| endpoint.ready && !endpoint.terminating);
-        if candidates.is_empty() {
-            candidates = eligible(|endpoint| endpoint.serving);
-        }
+        let same = |endpoint: &Endpoint| Family::of(endpoint.ip) == family;
+        let live = |endpoint: &Endpoint| endpoint.ready && !endpoint.terminating;
+        let wanted: [&dyn Fn(&Endpoint) -> bool; 4] = [
+            &|endpoint| same(endpoint) && live(endpoint),
+            &live,
+            &|endpoint| same(endpoint) && endpoint.serving,
+            &|endpoint| endpoint.serving,
+        ];
+        let candidates =
+            wanted.iter().map(|want| eligible(want)).find(|found| !found.is_empty()).unwrap_or_default();
         Self {
             made_of: entry.endpoints.clone(),
             candidates,
@@ -84,13 +92,14 @@ impl Members {
 }
 
 impl Balancer {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(family: Family) -> Self {
         // Not a decision by the clock: only the zero from which the given times are counted.
-        Self::with_epoch(Instant::now())
+        Self::with_epoch(family, Instant::now())
     }
 
-    pub(super) fn with_epoch(epoch: Instant) -> Self {
-        Self { members: ArcSwap::default(), live: AtomicU32::new(0), budget: Budget::new(epoch), epoch }
+    pub(super) fn with_epoch(family: Family, epoch: Instant) -> Self {
+        let budget = Budget::new(epoch);
+        Self { members: ArcSwap::default(), live: AtomicU32::new(0), budget, family, epoch }
     }
 
     fn ns(&self, now: Instant) -> u64 {
@@ -109,7 +118,7 @@ impl Balancer {
     ) -> Option<Pick> {
         let mut members = self.members.load();
         if !members.is_of(entry) {
-            self.members.store(Arc::new(Members::new(entry, port, &members)));
+            self.members.store(Arc::new(Members::new(entry, port, self.family, &members)));
             members = self.members.load();
         }
         let candidates = &members.candidates;

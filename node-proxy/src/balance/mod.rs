@@ -11,6 +11,7 @@ mod health;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,23 @@ pub struct Locality {
     pub zone: Arc<str>,
 }
 
+/// Addresses of which family the client speaks: endpoints of the same are preferred, because an application may listen
+/// on one of them only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
 /// How an attempt on an endpoint ended, as the balancer sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -44,16 +62,23 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Balancing state of every destination, by Service and port.
+/// Balancing state of every destination, by Service, port and family.
 #[derive(Default)]
 pub struct Balancers {
-    of: RwLock<HashMap<NamespacedName, Vec<(u16, Arc<Balancer>)>>>,
+    of: RwLock<HashMap<NamespacedName, Vec<Destination>>>,
+}
+
+struct Destination {
+    port: u16,
+    family: Family,
+    balancer: Arc<Balancer>,
 }
 
 impl Balancers {
-    pub fn of(&self, service: &NamespacedName, port: u16) -> Arc<Balancer> {
-        let find = |ports: &Vec<(u16, Arc<Balancer>)>| {
-            ports.iter().find(|(have, _)| *have == port).map(|(_, balancer)| balancer.clone())
+    pub fn of(&self, service: &NamespacedName, port: u16, family: Family) -> Arc<Balancer> {
+        let find = |known: &Vec<Destination>| {
+            let wanted = |known: &&Destination| known.port == port && known.family == family;
+            known.iter().find(wanted).map(|known| known.balancer.clone())
         };
         if let Some(balancer) = self.of.read().get(service).and_then(find) {
             return balancer;
@@ -63,10 +88,11 @@ impl Balancers {
             return balancer;
         }
         if of.len() >= BALANCERS_MAX {
-            of.retain(|_, ports| ports.iter().any(|(_, balancer)| Arc::strong_count(balancer) > 1));
+            of.retain(|_, known| known.iter().any(|known| Arc::strong_count(&known.balancer) > 1));
         }
-        let balancer = Arc::new(Balancer::new());
-        of.entry(service.clone()).or_default().push((port, balancer.clone()));
+        let balancer = Arc::new(Balancer::new(family));
+        let known = Destination { port, family, balancer: balancer.clone() };
+        of.entry(service.clone()).or_default().push(known);
         balancer
     }
 

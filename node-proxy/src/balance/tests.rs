@@ -69,7 +69,7 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let here = Locality { node: "here".into(), zone: "z".into() };
-        Self { balancer: Arc::new(Balancer::with_epoch(now)), now, random: 7, here }
+        Self { balancer: Arc::new(Balancer::with_epoch(Family::V4, now)), now, random: 7, here }
     }
     fn pass(&mut self, time: Duration) {
         self.now += time;
@@ -277,11 +277,11 @@ fn retries_are_a_share_of_requests_and_a_minimum_per_second() {
 #[test]
 fn the_state_of_a_destination_is_one_and_ends_with_its_service() {
     let balancers = Balancers::default();
-    let a = balancers.of(&service(), 80);
-    assert!(Arc::ptr_eq(&a, &balancers.of(&service(), 80)));
-    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 81)));
+    let a = balancers.of(&service(), 80, Family::V4);
+    assert!(Arc::ptr_eq(&a, &balancers.of(&service(), 80, Family::V4)));
+    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 81, Family::V4)));
     balancers.retain(|_| false);
-    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 80)));
+    assert!(!Arc::ptr_eq(&a, &balancers.of(&service(), 80, Family::V4)));
 }
 
 proptest! {
@@ -308,4 +308,22 @@ proptest! {
             prop_assert!(ejected * 100 <= usize::from(count) * percent as usize);
         }
     }
+}
+
+#[test]
+fn a_client_meets_endpoints_of_its_own_family_while_there_are_any() {
+    let mut endpoints = vec![endpoint(1, "here"), endpoint(2, "here")];
+    endpoints[1].ip = "fd00::2".parse().unwrap();
+    let both = entry(endpoints.clone());
+    let only_v4 = entry(endpoints[..1].to_vec());
+    let here = Locality { node: "here".into(), zone: "z".into() };
+    let now = Instant::now();
+    let picked = |entry: &ServiceEntry, family: Family| {
+        let balancer = Arc::new(Balancer::with_epoch(family, now));
+        let random = [0, 1, u64::MAX / 2, u64::MAX];
+        random.map(|random| balancer.pick(entry, 80, &here, &[], now, random).map(|pick| pick.endpoint.ip))
+    };
+    assert_eq!(picked(&both, Family::V4), [Some(endpoints[0].ip); 4]);
+    assert_eq!(picked(&both, Family::V6), [Some(endpoints[1].ip); 4]);
+    assert_eq!(picked(&only_v4, Family::V6), [Some(endpoints[0].ip); 4], "any is better than none");
 }

@@ -16,7 +16,7 @@ use super::outbound::{Mesh, Protocol};
 use super::pool::{Bounds, Key, Lease, PodPool, PoolError};
 use super::retry::{Failure, RetryRules, Tried, grpc_timeout, http_status_of_grpc};
 use super::{hop, limits, reply};
-use crate::balance::{Balancer, Live, Locality, Outcome, Pick};
+use crate::balance::{Balancer, Family, Live, Locality, Outcome, Pick};
 use crate::connect::{Destination, Source};
 use crate::outbound::Target;
 use crate::route::{self, Choice, Found, Matched, RequestHead, filter};
@@ -275,7 +275,7 @@ impl<M: Mesh> Session<M> {
     }
 
     fn towards(&self, entry: Arc<ServiceEntry>, port: u16) -> Towards {
-        let balancer = self.mesh.balancers().of(&entry.service.id, port);
+        let balancer = self.mesh.balancers().of(&entry.service.id, port, Family::of(self.source.client.ip()));
         Towards::Service { entry, port, balancer }
     }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::stages::Targeted;
 use super::{Target, reset};
-use crate::balance::{Balancer, Locality, Outcome, Pick};
+use crate::balance::{Balancer, Family, Locality, Outcome, Pick};
 use crate::connect::{ConnectError, Destination, OpaqueUpstream, Source, UpstreamIo, connect_opaque};
 use crate::detect::Prefixed;
 use crate::inbound::Session;
@@ -117,7 +117,8 @@ async fn connect_service(
     entry: &Arc<ServiceEntry>,
     port: u16,
 ) -> Result<Connected, Failed> {
-    let balancer: Arc<Balancer> = node.balancers.of(&entry.service.id, port);
+    let family = Family::of(source.client.ip());
+    let balancer: Arc<Balancer> = node.balancers.of(&entry.service.id, port, family);
     let _live = balancer.begin();
     let here = source.pod.workload.load();
     let locality = Locality { node: Arc::clone(&here.node), zone: Arc::clone(&here.zone) };
