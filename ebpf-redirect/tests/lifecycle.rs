@@ -4,11 +4,14 @@
 
 mod world;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpStream;
 
+use aya::maps::MapData;
+use aya::programs::{loaded_links, loaded_programs};
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, POD4, World, at, counted};
+use world::{PEER4, POD4, World, at, counted, wait_for};
 
 #[test]
 fn a_crash_fails_closed_and_the_next_process_takes_over() {
@@ -52,6 +55,24 @@ fn maps_of_another_size_are_replaced_and_pods_stay_enrolled() {
     proxy.outbound4.accept().unwrap();
 }
 
+/// The kernel's own list of links, as far as their programs use this world's maps.
+fn links_of(world: &World) -> BTreeSet<u32> {
+    let maps: BTreeSet<u32> = std::fs::read_dir(world.pins.join("maps"))
+        .unwrap()
+        .map(|pin| MapData::from_pin(pin.unwrap().path()).unwrap().info().unwrap().id())
+        .collect();
+    // Other tests' programs and links come and go meanwhile.
+    let programs: BTreeSet<u32> = loaded_programs()
+        .filter_map(Result::ok)
+        .filter(|program| {
+            program.map_ids().ok().flatten().is_some_and(|ids| ids.iter().any(|id| maps.contains(id)))
+        })
+        .map(|program| program.id())
+        .collect();
+    let links = loaded_links().filter_map(Result::ok);
+    links.filter(|link| programs.contains(&link.program_id())).map(|link| link.id()).collect()
+}
+
 #[test]
 fn detaching_leaves_nothing_and_the_pod_is_free() {
     let world = World::new();
@@ -59,8 +80,13 @@ fn detaching_leaves_nothing_and_the_pod_is_free() {
     let kernel = world.kernel();
     let _proxy = world.enrol(&kernel);
     drop(kernel);
+    let links = links_of(&world);
+    assert_eq!(links.len(), 7, "six hooks of the cgroup and one of the pod");
     weft_ebpf::detach_all(&world.pins).unwrap();
     assert!(!world.pins.exists());
+    wait_for("links gone from the kernel", || {
+        loaded_links().filter_map(Result::ok).all(|link| !links.contains(&link.id()))
+    });
     let _app = world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 9001)).unwrap());
     server.accept().unwrap();
     let app = world.listen("pod", &world.pod, POD4, 8080);

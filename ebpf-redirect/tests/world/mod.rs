@@ -208,6 +208,14 @@ impl Proxy {
 
 /// As the proxy connects to an application: from loopback, no port before the connect, named.
 pub(crate) fn connect_named(kernel: &Kernel, to: SocketAddr, client: SocketAddr) -> io::Result<TcpStream> {
+    connect_named_by(&[kernel], to, client)
+}
+
+pub(crate) fn connect_named_by(
+    kernels: &[&Kernel],
+    to: SocketAddr,
+    client: SocketAddr,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     let on: libc::c_int = 1;
     // SAFETY: the option is an int.
@@ -222,7 +230,9 @@ pub(crate) fn connect_named(kernel: &Kernel, to: SocketAddr, client: SocketAddr)
     };
     assert_eq!(result, 0);
     socket.bind(&at(if to.is_ipv4() { "127.0.0.1" } else { "::1" }, 0).into())?;
-    kernel.name_peer(&socket, client).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    for kernel in kernels {
+        kernel.name_peer(&socket, client).map_err(|error| io::Error::other(format!("{error:?}")))?;
+    }
     socket.connect(&to.into())?;
     Ok(socket.into())
 }
