@@ -57,32 +57,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Tells the steps and takes the lab down. The numbers of those that failed.
 fn tell(arguments: &Arguments, style: Style, interrupted: &AtomicBool) -> Result<Vec<u8>> {
-    let start = Instant::now();
-    print!("bringing up the lab ...");
-    std::io::stdout().flush()?;
-    let mut lab =
-        story::up(&arguments.name).inspect_err(|_| println!()).context("the lab did not come up")?;
-    println!(
-        " {} nodes, {} pods, {:.1} s",
-        lab.nodes().len(),
-        lab.state().pods.len(),
-        start.elapsed().as_secs_f32()
-    );
+    let mut lab = up(&arguments.name)?;
     let chosen = |step: &&Step| arguments.step.is_empty() || arguments.step.contains(&step.number);
     let mut failed = Vec::new();
     for step in story::STEPS.iter().filter(chosen) {
-        if !tell_one(step, &mut lab, style, interrupted) {
-            failed.push(step.number);
-        }
+        let holds = tell_one(step, &mut lab, style, interrupted);
         if interrupted.load(Ordering::Acquire) {
-            break;
+            return Ok(failed);
         }
-    }
-    if !failed.is_empty() && !interrupted.load(Ordering::Acquire) {
-        println!("\nlogs of the lab: {}", lab.keep_logs()?.display());
+        if !holds {
+            failed.push(step.number);
+            println!("   logs of the lab: {}", lab.keep_logs()?.display());
+            // What the step left half done must not spoil the next one.
+            lab.down().context("the lab is not all gone")?;
+            lab = up(&arguments.name)?;
+        }
     }
     lab.down().context("the lab is not all gone")?;
     Ok(failed)
+}
+
+fn up(name: &str) -> Result<Lab> {
+    let start = Instant::now();
+    print!("bringing up the lab ...");
+    std::io::stdout().flush()?;
+    let lab = story::up(name).inspect_err(|_| println!()).context("the lab did not come up")?;
+    let (nodes, pods) = (lab.nodes().len(), lab.state().pods.len());
+    println!(" {nodes} nodes, {pods} pods, {:.1} s", start.elapsed().as_secs_f32());
+    Ok(lab)
 }
 
 fn tell_one(step: &Step, lab: &mut Lab, style: Style, interrupted: &AtomicBool) -> bool {

@@ -63,11 +63,10 @@ fn print_one(name: &str, answer: &Result<Value>) {
     println!();
 }
 
-/// Plain fields as a list; each list of objects as a table of its own.
+/// Plain fields as a list; each list of objects as a table of its own, what is in it or above it indented.
 fn render(fields: &Map<String, Value>) -> String {
-    let is_table = |v: &Value| v.as_array().is_some_and(|a| !a.is_empty() && a.iter().all(Value::is_object));
     let mut text = String::new();
-    for (key, value) in fields.iter().filter(|(_, v)| !is_table(v)) {
+    for (key, value) in fields.iter().filter(|(_, v)| !has_table(v)) {
         let shown = match value {
             Value::Object(inner) => {
                 let parts = inner.iter().map(|(k, v)| format!("{k}={}", cell(v)));
@@ -77,10 +76,32 @@ fn render(fields: &Map<String, Value>) -> String {
         };
         text.push_str(&format!("{key}: {shown}\n"));
     }
-    for (key, value) in fields.iter().filter(|(_, v)| is_table(v)) {
-        text.push_str(&format!("{key}:\n{}", indented(&object_table(value))));
+    for (key, value) in fields.iter().filter(|(_, v)| has_table(v)) {
+        let block = match value {
+            Value::Object(inner) => render(inner),
+            list => problems(list).unwrap_or_else(|| object_table(list)),
+        };
+        text.push_str(&format!("{key}:\n{}", indented(&block)));
     }
     text
+}
+
+/// A list of objects, or an object that has one.
+fn has_table(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_object),
+        Value::Object(fields) => fields.values().any(has_table),
+        _ => false,
+    }
+}
+
+/// Mistakes in files, as compilers print them: an editor finds the place.
+fn problems(list: &Value) -> Option<String> {
+    let line = |problem: &Value| {
+        let (file, message) = (problem["file"].as_str()?, problem["message"].as_str()?);
+        Some(format!("{file}:{}: {message}\n", problem["line"].as_u64()?))
+    };
+    list.as_array()?.iter().map(line).collect()
 }
 
 fn object_table(rows: &Value) -> String {
@@ -123,11 +144,13 @@ mod tests {
             "revision": 7,
             "probe": {"redirect": true},
             "pods": [{"pod": "shop/a", "state": "enrolled"}, {"pod": "shop/bb"}],
+            "source": {"files": 1, "errors": [{"file": "/a.yaml", "line": 7, "message": "wrong"}]},
         });
         let text = render(status.as_object().unwrap());
         assert_eq!(
             text,
-            "probe: redirect=true\nrevision: 7\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n"
+            "probe: redirect=true\nrevision: 7\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n\
+             source:\n  files: 1\n  errors:\n    /a.yaml:7: wrong\n"
         );
     }
 }

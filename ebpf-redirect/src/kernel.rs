@@ -201,6 +201,11 @@ impl Kernel {
         &self.report
     }
 
+    /// Whether new connections are accelerated.
+    pub fn redirect_on(&self) -> bool {
+        self.redirect.load(Ordering::Relaxed) && self.report.redirect.available()
+    }
+
     /// Switches acceleration for new connections; live ones keep their path. Answers whether it is on now: it stays off
     /// where the probe failed.
     pub fn set_redirect(&self, on: bool) -> Result<bool, KernelError> {
@@ -215,7 +220,7 @@ impl Kernel {
     }
 
     fn write_config(&self) -> Result<(), KernelError> {
-        let on = self.redirect.load(Ordering::Relaxed) && self.report.redirect.available();
+        let on = self.redirect_on();
         let mut flags = if on { NODE_REDIRECT } else { 0 };
         if on && self.report.redirect_accepted.available() {
             flags |= NODE_REDIRECT_ACCEPTED;

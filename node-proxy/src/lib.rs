@@ -16,6 +16,7 @@ pub mod drain;
 pub mod enrol;
 pub mod identity;
 pub mod inbound;
+pub mod kernel_metrics;
 pub mod l7;
 pub mod node;
 pub mod outbound;

@@ -26,7 +26,7 @@ use weft_node::node::Node;
 use weft_node::settings::{AccessLog, Arguments, Command, Settings};
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::telemetry::{EnvironmentError, LogLevel, OtelSettings, Telemetry, TelemetrySettings};
-use weft_node::{admin, inbound, outbound};
+use weft_node::{admin, inbound, kernel_metrics, outbound};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -173,6 +173,8 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
         ..TelemetrySettings::default()
     })
     .context("cannot start telemetry")?;
+    let kernel = Arc::new(kernel);
+    kernel_metrics::publish(&telemetry, &kernel);
     Ok(Node {
         snapshot: Arc::new(SnapshotHandle::default()),
         identities: Arc::new(Identities::new(Arc::clone(control) as _)),
@@ -181,7 +183,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
         upstreams: Default::default(),
         balancers: Default::default(),
         telemetry,
-        kernel: Arc::new(kernel),
+        kernel,
         drain: Drain::default(),
         control: Arc::new(watch::Sender::new(ControlStatus::default())),
         settings,

@@ -240,8 +240,7 @@ impl Lab {
 
     /// Copies the logs to where they stay when the lab is gone, and says where.
     pub fn keep_logs(&self) -> Result<PathBuf> {
-        let kept = std::env::temp_dir().join(format!("weft-logs-{}", self.name()));
-        remove_directory(&kept)?;
+        let kept = tempfile::Builder::new().prefix(&format!("weft-logs-{}-", self.name())).tempdir()?.keep();
         copy_directory(&self.logs_directory(), &kept)?;
         Ok(kept)
     }

@@ -139,8 +139,8 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
 pub(crate) fn blackhole(pod: &PodState, on: bool) -> Result<()> {
     let rules = match on {
         true => {
-            "table inet blackhole { chain in { type filter hook prerouting priority -300; policy accept; \
-             iifname \"eth0\" drop; } }\n"
+            "table inet blackhole {\n  chain in {\n    type filter hook prerouting priority -300\n    \
+             iifname \"eth0\" drop\n  }\n}\n"
         }
         false => "delete table inet blackhole\n",
     };

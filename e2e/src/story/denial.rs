@@ -96,14 +96,21 @@ fn hold(lab: &Lab) -> Result<Held> {
     Ok(Held(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?))
 }
 
+/// The held connection, among the backend's node's.
+fn is_held(flow: &Value) -> bool {
+    let to = flow["destination_address"].as_str().unwrap_or_default();
+    flow["kind"] == "connection" && flow["source"] == "shop/frontend" && to.ends_with(":9000")
+}
+
 /// What the backend's node says of the held connection while it lives.
 fn held_connection(lab: &Lab) -> Result<String> {
     wait::until(RECORD_WAIT_MAX, || {
         let told = lab.node_admin("node2").json("/connections")?;
         let flows = told["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let ours = |f: &&Value| f["source"] == "shop/frontend" && f["kind"] == "connection";
-        let flow =
-            flows.iter().find(ours).with_context(|| format!("node2 lists no connection of ours: {told}"))?;
+        let flow = flows
+            .iter()
+            .find(|f| is_held(f))
+            .with_context(|| format!("node2 lists no connection of ours: {told}"))?;
         let text = |key: &str| flow[key].as_str().unwrap_or("?").to_owned();
         Ok(format!(
             "node2 lists a live connection {} -> {}",
@@ -120,6 +127,8 @@ fn wait_ended(held: &mut Held, wait_max: Duration) -> Result<String> {
     if let Some(mut stderr) = held.0.stderr.take() {
         std::io::Read::read_to_string(&mut stderr, &mut said)?;
     }
+    // Where RUST_BACKTRACE is set, the rest is for the client's developers.
+    let said = said.split("Stack backtrace").next().unwrap_or_default();
     Ok(said.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
@@ -128,7 +137,7 @@ fn ended_record(lab: &Lab) -> Result<String> {
     wait::until(RECORD_WAIT_MAX, || {
         let text = std::fs::read_to_string(lab.access_log("node2"))?;
         let mut records = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let record = records.find(|r| r["kind"] == "connection" && r["reason"] == "policy_denied");
+        let record = records.find(|r| is_held(r) && r["reason"] == "policy_denied");
         let record = record.context("node2 has no record of a connection ended by a policy")?;
         ensure!(record["policy"] == POLICY, "the record does not name {POLICY}: {record}");
         Ok(format!(

@@ -63,18 +63,15 @@ fn traffic(lab: &Lab) -> Result<(Value, Local)> {
 fn local(lab: &Lab) -> Result<Local> {
     let mut sum = Local { redirected: 0, stack: 0 };
     for node in lab.nodes() {
-        let counter = |outcome: &str| {
-            let label = format!("outcome=\"{outcome}\"");
-            lab.node_admin(&node).metric("weft_kernel_events_total", &[&label])
-        };
+        let bytes = |path: &str| lab.node_admin(&node).metric("weft_redirect_bytes_total", &[path]);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "a counter, far below 2^53"
         )]
         let whole = |value: f64| value as u64;
-        sum.redirected += whole(counter("bytes_redirected")?);
-        sum.stack += whole(counter("bytes_stack")?);
+        sum.redirected += whole(bytes("path=\"redirected\"")?);
+        sum.stack += whole(bytes("path=\"stack\"")?);
     }
     Ok(sum)
 }
