@@ -43,7 +43,9 @@ pub struct PodStatus {
 pub enum PodState {
     Enrolled,
     Ending,
-    /// Should be enrolled, and is not yet: see the reason.
+    /// Should be enrolled, and is not yet: see the reason. The kernel refuses its connections.
+    Shut,
+    /// The same, but where its processes are is not known: if it runs, its connections bypass the mesh.
     Failed,
     /// On this node, outside the mesh.
     NotEnrolled,
@@ -88,10 +90,13 @@ impl Node {
 
     fn pod_status(&self, workload: &Workload) -> PodStatus {
         let local = self.pods.by_uid(&workload.uid);
-        let reason = self.pods.failures().get(&workload.uid).cloned();
+        let failure = self.pods.failures().get(&workload.uid).cloned();
         let state = match &local {
             Some(_) if workload.terminating => PodState::Ending,
             Some(_) => PodState::Enrolled,
+            None if workload.enrolled && failure.as_ref().is_some_and(|failure| failure.shut) => {
+                PodState::Shut
+            }
             None if workload.enrolled => PodState::Failed,
             None => PodState::NotEnrolled,
         };
@@ -103,7 +108,7 @@ impl Node {
             state,
             identity: local.as_ref().map(|pod| pod.identity.to_string()),
             netns_cookie: local.as_ref().map(|pod| pod.netns.cookie),
-            reason,
+            reason: failure.map(|failure| failure.reason),
         }
     }
 }

@@ -1,26 +1,29 @@
 //! One pass over this node's pods: what should be enrolled against what is. A pod that fails is reported and tried
-//! again; it never keeps another one waiting.
+//! again; it never keeps another one waiting. From the moment that its namespace is known it is shut in the kernel, and
+//! it stays so until the proxy listens in it: it never speaks past the mesh because a later step failed.
 //!
 //! Blocking (file system, setns, bpf): runs on a blocking thread, never on one that carries connections.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
-use weft_ebpf::{KernelError, PodState};
+use weft_ebpf::KernelError;
 use weft_proto::identity::{PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
 use super::cgroup::{self, FindError, Found};
-use super::netns::NetnsId;
-use super::{LocalPod, Pods};
+use super::exit::ExitWatch;
+use super::netns::{Netns, NetnsId};
+use super::steering::{self, Inbound, Steering, kernel_facts};
+use super::{Failure, LocalPod, Pods};
 use crate::identity::Identities;
 use crate::snapshot::Snapshot;
 use crate::socket;
@@ -34,25 +37,6 @@ const RETRY_MS: u64 = 1_000;
 const STARTING_MS_MAX: u64 = 30_000;
 /// How often pods that are set up are looked at: a new sandbox has another namespace under the same UID.
 const RECHECK_MS: u64 = 2_000;
-
-/// Where the kernel learns about pods: `weft_ebpf::Kernel`, or a test's list.
-pub trait Steering: Send + Sync {
-    fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError>;
-    fn release(&self, netns_cookie: u64) -> Result<(), KernelError>;
-    fn enrolled(&self) -> Result<Vec<u64>, KernelError>;
-}
-
-impl Steering for weft_ebpf::Kernel {
-    fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
-        Self::enrol(self, pod)
-    }
-    fn release(&self, netns_cookie: u64) -> Result<(), KernelError> {
-        Self::release(self, netns_cookie)
-    }
-    fn enrolled(&self) -> Result<Vec<u64>, KernelError> {
-        Self::enrolled(self)
-    }
-}
 
 /// The proxy's listeners inside one pod, of both families where the pod has them.
 pub struct Listeners {
@@ -84,10 +68,12 @@ struct Held {
     pod: Arc<LocalPod>,
     pid: String,
     netns: NetnsId,
-    /// Second descriptors of the inbound listeners, for telling the kernel again when an exclusion changes.
-    inbound_v4: Option<OwnedFd>,
-    inbound_v6: Option<OwnedFd>,
+    inbound: Inbound,
     tasks: Vec<JoinHandle<()>>,
+    /// Told to `ended`.
+    _exit: ExitWatch,
+    /// Its process ended, and no other was found: between two containers, ending, or a new sandbox is being made.
+    lost_since: Option<Instant>,
 }
 
 /// A pod that is not, and when to try again.
@@ -95,6 +81,8 @@ struct Failed {
     since: Instant,
     next: Instant,
     reason: String,
+    /// It may be one of the inherited ones.
+    unknown_netns: bool,
 }
 
 /// What should be set up, and what is.
@@ -105,10 +93,15 @@ pub struct Enroller {
     steering: Arc<dyn Steering>,
     start: Start,
     held: HashMap<PodUid, Held>,
+    /// Pods that are not held, by the cookie under which the kernel refuses their connections.
+    shut: HashMap<PodUid, u64>,
     failed: HashMap<PodUid, Failed>,
     /// Cookies that an earlier process enrolled and nobody has claimed yet: they fail closed until then.
     inherited: BTreeSet<u64>,
     rechecked: Instant,
+    recheck_due: bool,
+    /// The process of some pod ended.
+    ended: Arc<Notify>,
 }
 
 impl Enroller {
@@ -128,10 +121,23 @@ impl Enroller {
             steering,
             start,
             held: HashMap::new(),
+            shut: HashMap::new(),
             failed: HashMap::new(),
             inherited,
             rechecked: Instant::now(),
+            recheck_due: false,
+            ended: Arc::new(Notify::new()),
         })
+    }
+
+    /// Notified when a pass is due before its time.
+    pub(super) fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
+    }
+
+    /// Makes the next pass look at the pods that are set up.
+    pub(super) fn recheck_next(&mut self) {
+        self.recheck_due = true;
     }
 
     /// Brings pods, sockets and kernel to what the snapshot says. Returns when to look again.
@@ -162,9 +168,9 @@ impl Enroller {
         }
         identities.want(&wanted);
 
-        if now.duration_since(self.rechecked) >= Duration::from_millis(RECHECK_MS) {
+        if self.recheck_due || now.duration_since(self.rechecked) >= Duration::from_millis(RECHECK_MS) {
             self.rechecked = now;
-            self.recheck(pods);
+            self.recheck(pods, now);
         }
         for (uid, (identity, workload)) in &desired {
             self.update(uid, identity, workload, pods);
@@ -172,15 +178,24 @@ impl Enroller {
         self.set_up_missing(&desired, pods, now);
         self.drop_undesired(&desired, snapshot, pods);
         self.drop_inherited(&desired);
-        let reasons = self.failed.iter().map(|(uid, failed)| (uid.clone(), failed.reason.clone())).collect();
-        pods.failures.store(Arc::new(reasons));
+        self.report(pods);
         let next = self.failed.values().map(|failed| failed.next.saturating_duration_since(now)).min();
+        let next = if self.recheck_due { Some(Duration::from_millis(SEARCH_MS)) } else { next };
         next.unwrap_or(Duration::from_millis(RECHECK_MS))
             .clamp(Duration::from_millis(SEARCH_MS / 2), Duration::from_millis(RECHECK_MS))
     }
 
+    fn report(&self, pods: &Pods) {
+        let failure = |(uid, failed): (&PodUid, &Failed)| {
+            let failure = Failure { reason: failed.reason.clone(), shut: self.shut.contains_key(uid) };
+            (uid.clone(), failure)
+        };
+        pods.failures.store(Arc::new(self.failed.iter().map(failure).collect()));
+    }
+
     /// Finds pods that have another namespace by now, or whose listeners ended: they are set up anew.
-    fn recheck(&mut self, pods: &Pods) {
+    fn recheck(&mut self, pods: &Pods, now: Instant) {
+        self.recheck_due = false;
         let unchanged = |held: &Held| {
             NetnsId::of_process(&held.pid).is_ok_and(|now| now == held.netns)
                 && !held.tasks.iter().any(JoinHandle::is_finished)
@@ -196,13 +211,20 @@ impl Enroller {
             let Some(held) = self.held.get_mut(&uid) else { continue };
             let listening = !held.tasks.iter().any(JoinHandle::is_finished);
             match found {
-                Ok(found) if found.id == held.netns && listening => held.pid = found.pid,
-                // No process now: between two containers, or ending. The namespace stays ours.
-                Err(_) if listening => {}
+                Ok(found) if found.id == held.netns && listening => {
+                    held._exit = ExitWatch::new(&found.pid, &self.ended);
+                    held.pid = found.pid;
+                    held.lost_since = None;
+                }
+                // The namespace stays ours until there is another.
+                Err(_) if listening => {
+                    let since = *held.lost_since.get_or_insert(now);
+                    self.recheck_due |= now.duration_since(since) < Duration::from_millis(STARTING_MS_MAX);
+                }
                 found => {
-                    let same = found.is_ok_and(|found| found.id == held.netns);
-                    warn!(pod = %uid, same_namespace = same, "setting the pod up anew");
-                    self.let_go(&uid, pods, !same);
+                    let replaced = found.is_ok_and(|found| found.id != held.netns);
+                    warn!(pod = %uid, new_namespace = replaced, "setting the pod up anew");
+                    self.let_go(&uid, pods, replaced);
                 }
             }
         }
@@ -224,7 +246,8 @@ impl Enroller {
         }
         held.pod.workload.store(Arc::clone(workload));
         if kernel_facts(&before) != kernel_facts(workload)
-            && let Err(error) = program(self.steering.as_ref(), held, workload)
+            && let Err(error) =
+                steering::open(self.steering.as_ref(), &held.pod.netns, workload, &held.inbound)
         {
             error!(pod = %uid, %error, "the pod's change did not reach the kernel: setting it up anew");
             self.let_go(uid, pods, false);
@@ -252,8 +275,8 @@ impl Enroller {
                 Ok(held) => {
                     let cookie = held.pod.netns.cookie;
                     info!(pod = %uid, name = %workload.name, %identity, cookie, "pod enrolled");
-                    self.inherited.remove(&cookie);
                     self.failed.remove(uid);
+                    self.shut.remove(uid);
                     self.held.insert(uid.clone(), held);
                 }
                 Err(reason) => self.note_failure(uid, workload, &reason, now),
@@ -277,21 +300,21 @@ impl Enroller {
         let starting = soon && now.duration_since(since) < Duration::from_millis(STARTING_MS_MAX);
         let pause = if starting { SEARCH_MS } else { RETRY_MS };
         let next = now + Duration::from_millis(pause);
-        self.failed.insert(uid.clone(), Failed { since, next, reason: text });
+        let unknown_netns =
+            matches!(reason, PodError::Find(error) if !matches!(error, FindError::HostNetwork));
+        self.failed.insert(uid.clone(), Failed { since, next, reason: text, unknown_netns });
     }
 
-    /// Finds the pod, opens the listeners inside, and tells the kernel, which from then on sends connections there.
+    /// Finds the pod, shuts it, opens the listeners inside, and tells the kernel to send connections there.
     fn set_up(
-        &self,
+        &mut self,
         identity: &SpiffeId,
         workload: &Arc<Workload>,
         directory: Option<&PathBuf>,
         pods: &Pods,
     ) -> Result<Held, PodError> {
         let Found { pid, netns, id } = cgroup::find(&self.cgroup_root, directory, &self.node_netns)?;
-        if let Some(other) = self.held.values().find(|held| held.pod.netns.cookie == netns.cookie) {
-            return Err(PodError::SharedNetns(other.pod.uid.clone()));
-        }
+        self.shut(workload, &netns)?;
         let open =
             |port| socket::listen_dual(&netns, port).map_err(|source| PodError::Listen { port, source });
         let listeners = Listeners {
@@ -305,29 +328,55 @@ impl Enroller {
             let listener = listeners.inbound.iter().find(of_family);
             listener.map(|it| it.as_fd().try_clone_to_owned()).transpose().map_err(PodError::Keep)
         };
-        let (inbound_v4, inbound_v6) = (keep(false)?, keep(true)?);
+        let inbound = Inbound { v4: keep(false)?, v6: keep(true)? };
         let pod = Arc::new(LocalPod::new(identity.clone(), netns, Arc::clone(workload)));
         if workload.terminating {
             pod.ending.cancel();
         }
-        let mut held = Held { pod, pid, netns: id, inbound_v4, inbound_v6, tasks: Vec::new() };
-        program(self.steering.as_ref(), &held, workload)?;
+        steering::open(self.steering.as_ref(), &pod.netns, workload, &inbound)?;
         // Known before the first connection is accepted.
-        pods.insert(&held.pod);
-        held.tasks = (self.start)(&held.pod, listeners);
-        Ok(held)
+        pods.insert(&pod);
+        let tasks = (self.start)(&pod, listeners);
+        let exit = ExitWatch::new(&pid, &self.ended);
+        Ok(Held { pod, pid, netns: id, inbound, tasks, _exit: exit, lost_since: None })
+    }
+
+    /// From now on the kernel refuses the connections of the pod, and whatever happens it is not forgotten.
+    fn shut(&mut self, workload: &Workload, netns: &Netns) -> Result<(), PodError> {
+        let (uid, cookie) = (&workload.uid, netns.cookie);
+        let held = self.held.values().map(|held| (&held.pod.uid, held.pod.netns.cookie));
+        let shut = self.shut.iter().map(|(other, cookie)| (other, *cookie));
+        if let Some((other, _)) = held.chain(shut).find(|(other, its)| *its == cookie && *other != uid) {
+            return Err(PodError::SharedNetns(other.clone()));
+        }
+        if let Some(old) = self.shut.insert(uid.clone(), cookie)
+            && old != cookie
+        {
+            self.release(uid, old);
+        }
+        self.inherited.remove(&cookie);
+        Ok(steering::shut(self.steering.as_ref(), netns, workload)?)
     }
 
     /// Lets a pod go: its listeners close. `from_kernel`: its new connections bypass the mesh; otherwise it is set
     /// up again at once and fails closed meanwhile.
     fn let_go(&mut self, uid: &PodUid, pods: &Pods, from_kernel: bool) {
         let Some(held) = self.held.remove(uid) else { return };
-        if from_kernel && let Err(error) = self.steering.release(held.pod.netns.cookie) {
-            error!(pod = %uid, %error, "the kernel keeps the pod; trying again");
-            self.inherited.insert(held.pod.netns.cookie);
+        let cookie = held.pod.netns.cookie;
+        if from_kernel {
+            self.release(uid, cookie);
+        } else {
+            self.shut.insert(uid.clone(), cookie);
         }
         pods.remove(uid);
         held.pod.released.cancel();
+    }
+
+    fn release(&mut self, uid: &PodUid, cookie: u64) {
+        if let Err(error) = self.steering.release(cookie) {
+            error!(pod = %uid, %error, "the kernel keeps the pod; trying again");
+            self.inherited.insert(cookie);
+        }
     }
 
     fn drop_undesired(
@@ -347,11 +396,23 @@ impl Enroller {
                 pod.gone.cancel();
             }
         }
+        let shut: Vec<PodUid> = self.shut.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
+        for uid in shut {
+            if let Some(cookie) = self.shut.remove(&uid) {
+                info!(pod = %uid, "pod released that was not set up");
+                self.release(&uid, cookie);
+            }
+        }
     }
 
     /// Cookies of an earlier process that belong to no pod of today. While a pod is missing, one of them may be its.
     fn drop_inherited(&mut self, desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>) {
-        if desired.keys().any(|uid| !self.held.contains_key(uid)) {
+        let unknown = |uid: &PodUid| {
+            !self.held.contains_key(uid)
+                && !self.shut.contains_key(uid)
+                && self.failed.get(uid).is_none_or(|failed| failed.unknown_netns)
+        };
+        if desired.keys().any(unknown) {
             return;
         }
         let steering = Arc::clone(&self.steering);
@@ -372,35 +433,5 @@ impl Enroller {
     }
 }
 
-/// What of a workload the kernel needs to know.
-fn kernel_facts(workload: &Workload) -> impl PartialEq + '_ {
-    (
-        &workload.ips,
-        &workload.excluded_inbound_ports,
-        &workload.excluded_outbound_ports,
-        &workload.excluded_outbound_cidrs,
-        workload.redirect,
-    )
-}
-
-fn program(steering: &dyn Steering, held: &Held, workload: &Workload) -> Result<(), KernelError> {
-    let mut excluded_inbound_ports = workload.excluded_inbound_ports.clone();
-    // A tunnel arrives at the listener that is bound to its port.
-    if !excluded_inbound_ports.contains(&socket::TUNNEL_PORT) {
-        excluded_inbound_ports.push(socket::TUNNEL_PORT);
-    }
-    let cidrs: Vec<(IpAddr, u8)> =
-        workload.excluded_outbound_cidrs.iter().map(|net| (net.addr(), net.prefix_len())).collect();
-    steering.enrol(&PodState {
-        netns: held.pod.netns.fd.as_fd(),
-        netns_cookie: held.pod.netns.cookie,
-        addresses: &workload.ips,
-        outbound_port: socket::OUTBOUND_PORT,
-        inbound_v4: held.inbound_v4.as_ref().map(AsFd::as_fd),
-        inbound_v6: held.inbound_v6.as_ref().map(AsFd::as_fd),
-        excluded_inbound_ports: &excluded_inbound_ports,
-        excluded_outbound_ports: &workload.excluded_outbound_ports,
-        excluded_outbound_cidrs: &cidrs,
-        redirect: workload.redirect,
-    })
-}
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,10 @@
 
 mod cgroup;
 mod enroller;
+mod exit;
 mod netns;
 mod run;
+mod steering;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use weft_proto::identity::{PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
-pub use enroller::{Enroller, Listeners, Start, Steering};
+pub use enroller::{Enroller, Listeners, Start};
 pub use netns::Netns;
 pub use run::{Passes, run};
+pub use steering::Steering;
 
 /// An enrolled pod of this node.
 pub struct LocalPod {
@@ -49,12 +52,20 @@ impl LocalPod {
     }
 }
 
+/// Why an enrolled pod is not set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: String,
+    /// Its namespace is known, and the kernel refuses its connections. Otherwise they bypass the mesh, if it runs.
+    pub shut: bool,
+}
+
 /// All enrolled pods that are set up. Reading is one atomic load; a change replaces the whole (at most some hundred).
 #[derive(Default)]
 pub struct Pods {
     by_uid: ArcSwap<HashMap<PodUid, Arc<LocalPod>>>,
     /// Enrolled pods that cannot be set up, and why: for status.
-    failures: ArcSwap<BTreeMap<PodUid, String>>,
+    failures: ArcSwap<BTreeMap<PodUid, Failure>>,
 }
 
 impl Pods {
@@ -64,7 +75,7 @@ impl Pods {
     pub fn all(&self) -> Vec<Arc<LocalPod>> {
         self.by_uid.load().values().cloned().collect()
     }
-    pub fn failures(&self) -> Arc<BTreeMap<PodUid, String>> {
+    pub fn failures(&self) -> Arc<BTreeMap<PodUid, Failure>> {
         self.failures.load_full()
     }
     pub fn insert(&self, pod: &Arc<LocalPod>) {

@@ -38,9 +38,14 @@ pub async fn run(
     mut requests: mpsc::Receiver<oneshot::Sender<()>>,
 ) {
     let mut pause = Duration::MAX;
+    let ended = enroller.lock().ended();
     loop {
         let done = tokio::select! {
             () = node.drain.draining.cancelled() => break,
+            () = ended.notified() => {
+                enroller.lock().recheck_next();
+                None
+            }
             request = requests.recv() => match request {
                 Some(done) => Some(done),
                 None => break,

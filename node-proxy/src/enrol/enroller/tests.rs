@@ -1,0 +1,373 @@
+//! What enrolment promises about pods that come, fail, move and go: with real processes in real network namespaces, and
+//! a list in the place of the kernel's maps. Needs root, as the whole kernel side does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use weft_ebpf::PodState;
+use weft_proto::model::{InboundMode, Mesh, Resource, ResourceKey, Revision};
+
+use super::*;
+use crate::identity::{SignError, Signer};
+use crate::snapshot::Change;
+
+/// What the kernel would do with a pod's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    /// Refused.
+    Shut,
+    /// To the proxy's listeners.
+    Mesh,
+}
+
+#[derive(Default)]
+struct Maps {
+    pods: Mutex<BTreeMap<u64, Kernel>>,
+    full: AtomicBool,
+}
+
+impl Steering for Maps {
+    fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(KernelError::NotBuilt);
+        }
+        let listens = pod.inbound_v4.is_some() && pod.outbound_port == socket::OUTBOUND_PORT;
+        let state = if listens { Kernel::Mesh } else { Kernel::Shut };
+        self.pods.lock().insert(pod.netns_cookie, state);
+        Ok(())
+    }
+    fn release(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        self.pods.lock().remove(&netns_cookie);
+        Ok(())
+    }
+    fn enrolled(&self) -> Result<Vec<u64>, KernelError> {
+        Ok(self.pods.lock().keys().copied().collect())
+    }
+}
+
+/// Certificates are no part of this: they never come.
+struct Silent;
+
+impl Signer for Silent {
+    fn sign(
+        &self,
+        _: PodUid,
+        _: Vec<u8>,
+    ) -> futures_util::future::BoxFuture<'static, Result<Vec<CertificateDer<'static>>, SignError>> {
+        std::future::pending().boxed()
+    }
+}
+
+/// A process alone in a namespace; ends when dropped.
+struct Sandbox(Child);
+
+impl Sandbox {
+    fn start() -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        // SAFETY: only a system call between fork and exec.
+        unsafe {
+            command.pre_exec(|| match libc::unshare(libc::CLONE_NEWNET) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        Self(command.spawn().expect("needs root"))
+    }
+    fn netns(&self) -> Netns {
+        Netns::of_process(&self.0.id().to_string()).unwrap().0
+    }
+    fn cookie(&self) -> u64 {
+        self.netns().cookie
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A node with a tree of cgroups, which the kubelet would have made.
+struct Node {
+    cgroups: tempfile::TempDir,
+    maps: Arc<Maps>,
+    enroller: Enroller,
+    pods: Pods,
+    identities: Identities,
+    snapshot: Snapshot,
+    now: Instant,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::after(Arc::default())
+    }
+
+    /// One that finds what an earlier process left.
+    fn after(maps: Arc<Maps>) -> Self {
+        let cgroups = tempfile::tempdir().unwrap();
+        let start: Start = Box::new(|pod, listeners| {
+            let pod = Arc::clone(pod);
+            vec![tokio::spawn(async move {
+                pod.released.cancelled().await;
+                drop(listeners);
+            })]
+        });
+        let root = cgroups.path().to_owned();
+        let enroller = Enroller::new("n1".into(), root, Arc::clone(&maps) as _, start).unwrap();
+        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![vec![1]] };
+        let (pods, identities) = (Pods::default(), Identities::new(Arc::new(Silent)));
+        let snapshot = Snapshot::default().apply(Revision(1), [upsert(Resource::Mesh(Arc::new(mesh)))]);
+        Self { cgroups, maps, enroller, pods, identities, snapshot, now: Instant::now() }
+    }
+
+    /// The kubelet starts, or restarts, the pod's sandbox.
+    fn place(&self, uid: &str, sandbox: &Sandbox) {
+        let container = self.cgroups.path().join(format!("kubepods/besteffort/pod{uid}/c1"));
+        fs::create_dir_all(&container).unwrap();
+        fs::write(container.join("cgroup.procs"), format!("{}\n", sandbox.0.id())).unwrap();
+    }
+
+    fn say(&mut self, uid: &str, change: impl FnOnce(&mut Workload)) {
+        let mut workload = workload(uid);
+        change(&mut workload);
+        let change = upsert(Resource::Workload(Arc::new(workload)));
+        self.snapshot = self.snapshot.apply(Revision(2), [change]);
+    }
+
+    fn forget(&mut self, uid: &str) {
+        let change = Change::Remove(ResourceKey::Workload(uid.parse().unwrap()));
+        self.snapshot = self.snapshot.apply(Revision(3), [change]);
+    }
+
+    /// A pass after all pauses.
+    fn pass(&mut self) {
+        self.now += Duration::from_millis(RECHECK_MS);
+        self.enroller.pass(&self.snapshot, &self.pods, &self.identities, self.now);
+    }
+
+    fn local(&self, uid: &str) -> Option<Arc<LocalPod>> {
+        self.pods.by_uid(&uid.parse().unwrap())
+    }
+    fn failure(&self, uid: &str) -> Option<Failure> {
+        self.pods.failures().get(&uid.parse().unwrap()).cloned()
+    }
+    fn kernel(&self, cookie: u64) -> Option<Kernel> {
+        self.maps.pods.lock().get(&cookie).copied()
+    }
+}
+
+fn upsert(resource: Resource) -> Change {
+    let key = weft_proto::convert::key_of(&resource);
+    let version = weft_proto::convert::version_of(&resource);
+    Change::Upsert(key, version, resource)
+}
+
+fn workload(uid: &str) -> Workload {
+    Workload {
+        uid: uid.parse().unwrap(),
+        namespace: "shop".into(),
+        name: uid.into(),
+        service_account: "default".into(),
+        node: "n1".into(),
+        ips: vec!["10.0.0.1".parse().unwrap()],
+        enrolled: true,
+        inbound_mode: InboundMode::Strict,
+        workload_name: uid.into(),
+        workload_kind: "pod".into(),
+        canonical_service: uid.into(),
+        canonical_revision: "latest".into(),
+        app: uid.into(),
+        app_version: "".into(),
+        zone: "".into(),
+        authorization_policies: Vec::new(),
+        excluded_inbound_ports: Vec::new(),
+        excluded_outbound_ports: Vec::new(),
+        excluded_outbound_cidrs: Vec::new(),
+        redirect: true,
+        ready: true,
+        terminating: false,
+        port_protocols: BTreeMap::new(),
+    }
+}
+
+#[tokio::test]
+async fn two_pods_with_one_address_are_told_apart_by_their_namespaces() {
+    let mut node = Node::new();
+    let (one, two) = (Sandbox::start(), Sandbox::start());
+    for (uid, sandbox) in [("aaaa-1", &one), ("aaaa-2", &two)] {
+        node.place(uid, sandbox);
+        node.say(uid, |workload| workload.service_account = uid.into());
+    }
+    node.pass();
+    for (uid, sandbox) in [("aaaa-1", &one), ("aaaa-2", &two)] {
+        let local = node.local(uid).unwrap();
+        assert_eq!(local.netns.cookie, sandbox.cookie());
+        assert!(local.identity.to_string().ends_with(uid));
+        assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_leaves_the_mesh_keeps_its_connections_and_one_that_is_deleted_does_not() {
+    for (deleted, ended) in [(false, false), (true, true)] {
+        let mut node = Node::new();
+        let sandbox = Sandbox::start();
+        node.place("bbbb-1", &sandbox);
+        node.say("bbbb-1", |_| {});
+        node.pass();
+        let local = node.local("bbbb-1").unwrap();
+        if deleted {
+            node.forget("bbbb-1");
+        } else {
+            node.say("bbbb-1", |workload| workload.enrolled = false);
+        }
+        node.pass();
+        assert!(node.local("bbbb-1").is_none());
+        assert_eq!(node.kernel(sandbox.cookie()), None, "new connections bypass the mesh");
+        assert!(local.released.is_cancelled(), "nothing is accepted any more");
+        assert_eq!(local.gone.is_cancelled(), ended, "deleted: {deleted}");
+        // Back again, in the same namespace.
+        node.say("bbbb-1", |_| {});
+        settle(&mut node, "bbbb-1").await;
+        assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+    }
+}
+
+/// Passes until the pod is set up: the listeners of its earlier life close in their own time.
+async fn settle(node: &mut Node, uid: &str) {
+    for _ in 0..1000 {
+        node.pass();
+        if node.local(uid).is_some() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("not set up: {:?}", node.failure(uid));
+}
+
+#[tokio::test]
+async fn a_pod_whose_ports_are_taken_is_shut_and_set_up_once_they_are_free() {
+    for port in [socket::OUTBOUND_PORT, socket::INBOUND_PORT, socket::TUNNEL_PORT] {
+        let mut node = Node::new();
+        let sandbox = Sandbox::start();
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let taken = socket::listen(&sandbox.netns(), any).unwrap();
+        node.place("cccc-1", &sandbox);
+        node.say("cccc-1", |_| {});
+        node.pass();
+        assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Shut));
+        assert!(node.local("cccc-1").is_none());
+        let failure = node.failure("cccc-1").unwrap();
+        assert!(failure.shut);
+        assert!(failure.reason.contains(&port.to_string()), "{}", failure.reason);
+        drop(taken);
+        settle(&mut node, "cccc-1").await;
+        assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+        assert_eq!(node.failure("cccc-1"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_was_only_shut_is_let_go_with_its_label() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, socket::OUTBOUND_PORT));
+    let _taken = socket::listen(&sandbox.netns(), any).unwrap();
+    node.place("dddd-1", &sandbox);
+    node.say("dddd-1", |_| {});
+    node.pass();
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Shut));
+    node.say("dddd-1", |workload| workload.enrolled = false);
+    node.pass();
+    assert_eq!(node.kernel(sandbox.cookie()), None);
+    assert_eq!(node.failure("dddd-1"), None);
+}
+
+#[tokio::test]
+async fn a_kernel_that_takes_no_entry_is_reported_and_tried_again() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    node.place("eeee-1", &sandbox);
+    node.say("eeee-1", |_| {});
+    node.maps.full.store(true, Ordering::Relaxed);
+    node.pass();
+    assert!(node.failure("eeee-1").unwrap().reason.contains("kernel"));
+    node.maps.full.store(false, Ordering::Relaxed);
+    settle(&mut node, "eeee-1").await;
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+}
+
+#[tokio::test]
+async fn pods_of_an_earlier_process_stay_shut_until_found_and_strangers_are_released_last() {
+    let (known, late) = (Sandbox::start(), Sandbox::start());
+    let stranger = 4_711;
+    let maps = Arc::new(Maps::default());
+    for cookie in [known.cookie(), late.cookie(), stranger] {
+        maps.pods.lock().insert(cookie, Kernel::Shut);
+    }
+    let mut node = Node::after(Arc::clone(&maps));
+    node.place("ffff-1", &known);
+    for uid in ["ffff-1", "ffff-2"] {
+        node.say(uid, |workload| workload.service_account = uid.into());
+    }
+    node.pass();
+    assert_eq!(node.kernel(known.cookie()), Some(Kernel::Mesh));
+    assert_eq!(node.kernel(late.cookie()), Some(Kernel::Shut), "its processes were not found yet");
+    assert_eq!(node.kernel(stranger), Some(Kernel::Shut), "it may be the missing pod's");
+    assert!(!node.failure("ffff-2").unwrap().shut, "nobody knows that it is");
+    node.place("ffff-2", &late);
+    node.pass();
+    assert_eq!(node.kernel(late.cookie()), Some(Kernel::Mesh));
+    assert_eq!(node.kernel(stranger), None);
+}
+
+#[tokio::test]
+async fn a_new_sandbox_under_the_same_uid_is_set_up_and_the_old_one_released() {
+    let mut node = Node::new();
+    let old = Sandbox::start();
+    let old_cookie = old.cookie();
+    node.place("9999-1", &old);
+    node.say("9999-1", |_| {});
+    node.pass();
+    let before = node.local("9999-1").unwrap();
+    let ended = node.enroller.ended();
+    drop(old);
+    // At once, not at the next regular look.
+    tokio::time::timeout(Duration::from_secs(10), ended.notified()).await.unwrap();
+    node.enroller.recheck_next();
+    let next = node.enroller.pass(&node.snapshot, &node.pods, &node.identities, node.now);
+    assert!(node.local("9999-1").is_some(), "between two sandboxes the namespace stays enrolled");
+    assert_eq!(next, Duration::from_millis(SEARCH_MS), "and the new one is looked for often");
+    let new = Sandbox::start();
+    node.place("9999-1", &new);
+    node.enroller.pass(&node.snapshot, &node.pods, &node.identities, node.now);
+    let after = node.local("9999-1").unwrap();
+    assert!(before.released.is_cancelled());
+    assert_eq!(after.netns.cookie, new.cookie());
+    assert_eq!(node.kernel(new.cookie()), Some(Kernel::Mesh));
+    assert_eq!(node.kernel(old_cookie), None);
+}
+
+#[tokio::test]
+async fn two_pods_cannot_share_a_namespace() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    for uid in ["8888-1", "8888-2"] {
+        node.place(uid, &sandbox);
+        node.say(uid, |_| {});
+    }
+    node.pass();
+    let set_up = ["8888-1", "8888-2"].map(|uid| node.local(uid).is_some());
+    assert!(set_up == [true, false] || set_up == [false, true]);
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh), "the other one changes nothing");
+}
