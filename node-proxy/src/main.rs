@@ -114,6 +114,7 @@ async fn run(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let control = Arc::new(ControlPlane::new(&settings));
     let node = Arc::new(build(settings, &control)?);
+    weft_node::l7::metrics::register(&node);
     let enroller = Arc::new(Mutex::new(enroller(&node)?));
     let (passes, requests) = Passes::channel();
     let sink = Sink {

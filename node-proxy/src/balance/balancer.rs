@@ -10,7 +10,7 @@ use weft_proto::model::{Ejection, Endpoint};
 
 use super::budget::Budget;
 use super::health::Health;
-use super::{Family, Locality, Outcome};
+use super::{Family, Locality, Outcome, Totals};
 use crate::snapshot::ServiceEntry;
 
 /// Ejection when no TrafficPolicy says otherwise: after five failures in a row, for 5 s (doubling with each further
@@ -32,6 +32,7 @@ pub struct Balancer {
     family: Family,
     /// Zero of the nanoseconds in [`Health`].
     epoch: Instant,
+    totals: Arc<Totals>,
 }
 
 /// The candidates of one state of the Service's endpoints.
@@ -92,14 +93,14 @@ impl Members {
 }
 
 impl Balancer {
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(family: Family, totals: Arc<Totals>) -> Self {
         // Not a decision by the clock: only the zero from which the given times are counted.
-        Self::with_epoch(family, Instant::now())
+        Self::with_epoch(family, Instant::now(), totals)
     }
 
-    pub(super) fn with_epoch(family: Family, epoch: Instant) -> Self {
+    pub(super) fn with_epoch(family: Family, epoch: Instant, totals: Arc<Totals>) -> Self {
         let budget = Budget::new(epoch);
-        Self { members: ArcSwap::default(), live: AtomicU32::new(0), budget, family, epoch }
+        Self { members: ArcSwap::default(), live: AtomicU32::new(0), budget, family, epoch, totals }
     }
 
     fn ns(&self, now: Instant) -> u64 {
@@ -160,7 +161,11 @@ impl Balancer {
     /// Takes one retry out of the budget; false when it is spent.
     pub fn try_retry(&self, entry: &ServiceEntry, now: Instant) -> bool {
         let policy = entry.traffic_policy.as_ref().and_then(|policy| policy.retry.as_ref());
-        self.budget.take(policy, now)
+        let taken = self.budget.take(policy, now);
+        if !taken {
+            self.totals.budget_spent.fetch_add(1, Relaxed);
+        }
+        taken
     }
 
     /// How many endpoints are ejected now.
@@ -183,6 +188,7 @@ impl Balancer {
                     && members.may_eject_one(&ejection, now_ns)
                 {
                     health.eject(ejection.base_ejection, now_ns);
+                    self.totals.ejections.fetch_add(1, Relaxed);
                 }
             }
         }

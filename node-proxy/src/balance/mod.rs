@@ -13,7 +13,8 @@ mod tests;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use weft_proto::identity::NamespacedName;
@@ -62,10 +63,29 @@ pub enum Outcome {
     Cancelled,
 }
 
+/// What happened at all destinations together, also those that are forgotten since: for metrics.
+#[derive(Debug, Default)]
+pub struct Totals {
+    ejections: AtomicU64,
+    budget_spent: AtomicU64,
+}
+
+impl Totals {
+    /// Endpoints that were ejected.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Relaxed)
+    }
+    /// Retries that were not made because the budget was spent.
+    pub fn budget_spent(&self) -> u64 {
+        self.budget_spent.load(Relaxed)
+    }
+}
+
 /// Balancing state of every destination, by Service, port and family.
 #[derive(Default)]
 pub struct Balancers {
     of: RwLock<HashMap<NamespacedName, Vec<Destination>>>,
+    totals: Arc<Totals>,
 }
 
 struct Destination {
@@ -90,10 +110,19 @@ impl Balancers {
         if of.len() >= BALANCERS_MAX {
             of.retain(|_, known| known.iter().any(|known| Arc::strong_count(&known.balancer) > 1));
         }
-        let balancer = Arc::new(Balancer::new(family));
+        let balancer = Arc::new(Balancer::new(family, Arc::clone(&self.totals)));
         let known = Destination { port, family, balancer: balancer.clone() };
         of.entry(service.clone()).or_default().push(known);
         balancer
+    }
+
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Endpoints that are ejected now.
+    pub fn ejected(&self, now: Instant) -> usize {
+        self.of.read().values().flatten().map(|known| known.balancer.ejected(now)).sum()
     }
 
     /// Forgets the Services for which `keep` is false: those that left the snapshot.

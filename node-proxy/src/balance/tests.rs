@@ -69,7 +69,12 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let here = Locality { node: "here".into(), zone: "z".into() };
-        Self { balancer: Arc::new(Balancer::with_epoch(Family::V4, now)), now, random: 7, here }
+        Self {
+            balancer: Arc::new(Balancer::with_epoch(Family::V4, now, Arc::default())),
+            now,
+            random: 7,
+            here,
+        }
     }
     fn pass(&mut self, time: Duration) {
         self.now += time;

@@ -66,7 +66,11 @@ async fn pass(node: &Arc<Node>, enroller: &Arc<Mutex<Enroller>>) -> Duration {
     let (node, enroller) = (Arc::clone(node), Arc::clone(enroller));
     let pass = tokio::task::spawn_blocking(move || {
         let snapshot = node.snapshot.load();
-        enroller.lock().pass(&snapshot, &node.pods, &node.identities, Instant::now())
+        let pause = enroller.lock().pass(&snapshot, &node.pods, &node.identities, Instant::now());
+        // What pods and Services leave behind in the data path. Those that still use it keep it until they end.
+        node.upstreams.retain(|uid| node.pods.by_uid(uid).is_some());
+        node.balancers.retain(|id| snapshot.service(id).is_some());
+        pause
     });
     pass.await.unwrap_or_else(|error| {
         error!(%error, "the pass over the pods failed");

@@ -20,6 +20,7 @@ use crate::connect::Source;
 use crate::enrol::LocalPod;
 use crate::identity::VerifiedPeer;
 use crate::node::Node;
+use crate::snapshot::Snapshot;
 use crate::telemetry::{CloseReason, Flow, Party, Reporter, Security};
 
 pub use local::{HandOver, Session, hand_over, hand_over_opaque};
@@ -81,7 +82,11 @@ impl Incoming {
 
     /// Who speaks to whom, as the server's proxy reports it.
     pub fn flow(&self, node: &Node) -> Flow {
-        let snapshot = node.snapshot.load();
+        self.flow_in(&node.snapshot.load())
+    }
+
+    /// ... as a snapshot knows them.
+    pub(crate) fn flow_in(&self, snapshot: &Snapshot) -> Flow {
         let identity = self.peer.identity();
         let source = match &self.local_source {
             Some(source) => Some(source.pod.workload.load_full()),

@@ -1,191 +1,19 @@
-//! The bodies that cross the proxy: the request's, which may have to be sent again, and the response's, whose end is
-//! the end of the request's record. Nothing is delayed: a frame goes on as soon as it is there.
+//! A response's body on its way to the client: its end is the end of the request's record. Nothing is delayed: a frame
+//! goes on as soon as it is there. The request's body is in `outgoing.rs`.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::limits::REPLAY_BYTES_MAX;
+use super::outgoing::BoxError;
 use super::reply;
 use crate::telemetry::{ByteCounts, CloseReason};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A request's body on its way to an endpoint.
-pub(super) struct Outgoing {
-    source: Source,
-    bytes: Arc<ByteCounts>,
-}
-
-enum Source {
-    Empty,
-    Stream(Incoming),
-    Replay { shared: Arc<Replay>, attempt: u32, at: usize },
-}
-
-/// A body that is kept while it is sent, up to a bound.
-pub(super) struct Replay(Mutex<Kept>);
-
-struct Kept {
-    incoming: Incoming,
-    frames: Vec<Bytes>,
-    kept_bytes: usize,
-    /// More than may be kept was sent: cannot be sent again.
-    overflowed: bool,
-    trailers: Option<HeaderMap>,
-    ended: bool,
-    /// Only the latest attempt reads on.
-    attempt: u32,
-    waiting: Option<Waker>,
-}
-
-impl Replay {
-    pub(super) fn new(incoming: Incoming) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Kept {
-            incoming,
-            frames: Vec::new(),
-            kept_bytes: 0,
-            overflowed: false,
-            trailers: None,
-            ended: false,
-            attempt: 0,
-            waiting: None,
-        })))
-    }
-
-    pub(super) fn replayable(&self) -> bool {
-        !self.0.lock().overflowed
-    }
-
-    /// The whole body again; the attempt before ends in an error if it is still reading.
-    pub(super) fn again(self: &Arc<Self>, bytes: &Arc<ByteCounts>) -> Outgoing {
-        let mut kept = self.0.lock();
-        kept.attempt += 1;
-        if let Some(waker) = kept.waiting.take() {
-            waker.wake();
-        }
-        let source = Source::Replay { shared: Arc::clone(self), attempt: kept.attempt, at: 0 };
-        Outgoing { source, bytes: Arc::clone(bytes) }
-    }
-}
-
-impl Kept {
-    fn poll(&mut self, at: &mut usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(frame) = self.frames.get(*at) {
-            *at += 1;
-            return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
-        }
-        if self.ended {
-            // Trailers count as one frame more.
-            if *at == self.frames.len()
-                && let Some(trailers) = &self.trailers
-            {
-                *at += 1;
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
-            }
-            return Poll::Ready(None);
-        }
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            self.waiting = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        match frame {
-            None => self.ended = true,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    self.keep(data, at);
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    self.trailers = Some(trailers.clone());
-                    self.ended = true;
-                    *at += 1;
-                }
-                return Poll::Ready(Some(Ok(frame)));
-            }
-        }
-        Poll::Ready(None)
-    }
-
-    fn keep(&mut self, data: &Bytes, at: &mut usize) {
-        self.kept_bytes = self.kept_bytes.saturating_add(data.len());
-        if self.overflowed {
-            return;
-        }
-        if self.kept_bytes > REPLAY_BYTES_MAX {
-            self.overflowed = true;
-            self.frames = Vec::new();
-            *at = 0;
-        } else {
-            self.frames.push(data.clone());
-            *at += 1;
-        }
-    }
-}
-
-impl Outgoing {
-    pub(super) fn empty(bytes: &Arc<ByteCounts>) -> Self {
-        Self { source: Source::Empty, bytes: Arc::clone(bytes) }
-    }
-    pub(super) fn stream(incoming: Incoming, bytes: &Arc<ByteCounts>) -> Self {
-        Self { source: Source::Stream(incoming), bytes: Arc::clone(bytes) }
-    }
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        let frame = match &mut this.source {
-            Source::Empty => return Poll::Ready(None),
-            Source::Stream(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BoxError::from))
-            }
-            Source::Replay { shared, attempt, at } => {
-                let mut kept = shared.0.lock();
-                if kept.attempt != *attempt {
-                    return Poll::Ready(Some(Err("another attempt has begun".into())));
-                }
-                ready!(kept.poll(at, cx))
-            }
-        };
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            this.bytes.sent.fetch_add(data.len() as u64, Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Empty => true,
-            Source::Stream(incoming) => incoming.is_end_stream(),
-            Source::Replay { .. } => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
-            Source::Stream(incoming) => incoming.size_hint(),
-            // The head's Content-Length or Transfer-Encoding says it.
-            Source::Replay { .. } => SizeHint::default(),
-        }
-    }
-}
 
 /// What happens when a response has ended; dropped before: the client went away.
 pub(super) trait Ending: Send + Unpin + 'static {

@@ -1,12 +1,4 @@
-//! Headers that concern one connection only, and requests that leave HTTP (Upgrade, CONNECT).
-
-use std::sync::atomic::Ordering::Relaxed;
-
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-
-use super::limits;
-use crate::telemetry::{ByteCounts, CloseReason};
+//! Headers that concern one connection only. What happens after an upgrade is in `upgrade.rs`.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
@@ -49,22 +41,4 @@ pub(super) fn strip(headers: &mut HeaderMap, upgrade: bool) {
 /// Never taken away on a client's word: what the message is made of.
 fn framing(name: &HeaderName) -> bool {
     [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONNECTION].contains(name)
-}
-
-/// After both sides have left HTTP: bytes both ways, each direction to its own end.
-pub(super) async fn relay(client: OnUpgrade, server: OnUpgrade, bytes: &ByteCounts) -> CloseReason {
-    let (client, server) = match tokio::try_join!(client, server) {
-        Ok(both) => both,
-        Err(_) => return CloseReason::Cancelled,
-    };
-    let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-    let size = limits::UPGRADED_BUFFER_BYTES;
-    match tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, size, size).await {
-        Ok((sent, received)) => {
-            bytes.sent.fetch_add(sent, Relaxed);
-            bytes.received.fetch_add(received, Relaxed);
-            CloseReason::Ok
-        }
-        Err(_) => CloseReason::ServerReset,
-    }
 }

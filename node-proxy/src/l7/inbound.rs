@@ -15,16 +15,19 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-use weft_proto::identity::SpiffeId;
-use weft_proto::model::Workload;
 
-use super::body::{Ending, Outgoing, Relay, Upstream};
+use super::body::{Ending, Relay, Upstream};
 use super::outbound::Protocol;
-use super::{hop, limits, reply};
-use crate::inbound::{Incoming, Peer};
+use super::outgoing::{Origin, Outgoing};
+use super::towards::authority;
+use super::upgrade::Upgrades;
+use super::{hop, limits, outgoing, reply};
+use crate::drain::Drain;
+use crate::inbound::Incoming;
 use crate::node::Node;
 use crate::policy::{ConnectionFacts, RequestFacts, Verdict, authorize_request};
-use crate::telemetry::{CloseReason, Flow, Party, Reporter, RequestRecord, RequestStart, Security};
+use crate::snapshot::SnapshotHandle;
+use crate::telemetry::{CloseReason, RequestRecord, RequestStart, Telemetry};
 
 type Reply = Response<Relay<Served>>;
 
@@ -34,6 +37,22 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let drain = node.drain.clone();
+    let host = Host { snapshot: Arc::clone(&node.snapshot), telemetry: node.telemetry.clone(), drain };
+    serve_on(host, incoming, protocol, io, app).await;
+}
+
+/// What this stage needs of the node.
+pub(super) struct Host {
+    pub(super) snapshot: Arc<SnapshotHandle>,
+    pub(super) telemetry: Telemetry,
+    pub(super) drain: Drain,
+}
+
+pub(super) async fn serve_on<IO>(host: Host, incoming: Incoming, protocol: Protocol, io: IO, app: TcpStream)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let drain = host.drain.clone();
     let closed = CancellationToken::new();
     let leaving = Arc::new(AtomicBool::new(false));
     let app = match App::open(protocol, app, &closed, &leaving).await {
@@ -43,9 +62,12 @@ where
             return;
         }
     };
-    let session = Arc::new(Session { node, incoming, app, leaving });
+    let session = Arc::new(Session { host, incoming, app, leaving, upgrades: Upgrades::default() });
+    // What has left HTTP ends when this is dropped.
+    let _guard = session.upgrades.guard();
+    let serving = Arc::clone(&session);
     let service = service_fn(move |request: Request<IncomingBody>| {
-        let session = Arc::clone(&session);
+        let session = Arc::clone(&serving);
         async move { session.request(request).await }
     });
     let serve = async {
@@ -73,6 +95,7 @@ where
     };
     // Large, and one per connection: on the heap rather than in every caller's future.
     Box::pin(serve).await;
+    session.upgrades.finished().await;
 }
 
 /// The one connection to the application.
@@ -142,11 +165,12 @@ impl App {
 }
 
 struct Session {
-    node: Arc<Node>,
+    host: Host,
     incoming: Incoming,
     app: App,
     /// A request that may leave HTTP is on its way.
     leaving: Arc<AtomicBool>,
+    upgrades: Upgrades,
 }
 
 /// What is finished when the response has ended.
@@ -166,13 +190,15 @@ impl Session {
     async fn request(&self, mut request: Request<IncomingBody>) -> Result<Reply, hyper::Error> {
         let upgrade =
             hop::wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
-        let workload = self.incoming.pod.workload.load_full();
-        let mut record = self.record(&request, &workload);
+        let mut record = self.record(&request);
         let grpc = reply::is_grpc(request.headers());
-        match self.authorize(&request, &workload) {
-            Verdict::Allow { by, .. } => {
+        match self.authorize(&request) {
+            Verdict::Allow { by, audited } => {
                 if let Some(by) = by {
                     record.policy(by);
+                }
+                if !audited.is_empty() {
+                    record.audited(audited);
                 }
             }
             refused => return Ok(deny(grpc, &refused, record)),
@@ -183,10 +209,15 @@ impl Session {
         hop::strip(&mut head.headers, upgrade.is_some() && method != http::Method::CONNECT);
         record.propagate(&mut head.headers);
         let bytes = record.bytes();
-        let body =
-            if body.is_end_stream() { Outgoing::empty(&bytes) } else { Outgoing::stream(body, &bytes) };
+        let body = if body.is_end_stream() {
+            Outgoing::empty(&bytes)
+        } else {
+            Outgoing::stream(Origin::new(body, Vec::new()), &bytes)
+        };
         self.leaving.store(upgrade.is_some(), Relaxed);
-        let mut response = match self.app.send(Request::from_parts(head, body)).await {
+        let mut request = Request::from_parts(head, body);
+        outgoing::wait_for_word(&mut request);
+        let mut response = match self.app.send(request).await {
             Ok(response) => response,
             Err(error) => {
                 record.finish(None, None, CloseReason::ServerReset);
@@ -199,9 +230,9 @@ impl Session {
         {
             let server = hyper::upgrade::on(&mut response);
             hop::strip(response.headers_mut(), status == StatusCode::SWITCHING_PROTOCOLS);
-            tokio::spawn(async move {
-                let reason = hop::relay(client, server, &bytes).await;
-                record.finish(Some(status), None, reason);
+            let stopped = self.stopped();
+            self.upgrades.start(client, server, bytes, move |reason| {
+                record.finish(Some(status), None, reason.unwrap_or_else(stopped));
             });
             return Ok(response.map(|_| Relay::Local(None)));
         }
@@ -214,19 +245,25 @@ impl Session {
         }))
     }
 
-    fn principal(&self) -> Option<&SpiffeId> {
-        match &self.incoming.peer {
-            Peer::Verified(peer) => Some(peer.id()),
-            Peer::Local(id) => Some(id),
-            Peer::Anonymous => None,
+    /// Why what has left HTTP was ended.
+    fn stopped(&self) -> impl FnOnce() -> CloseReason + Send + 'static {
+        let (gone, deadline) = (self.incoming.pod.gone.clone(), self.host.drain.deadline.clone());
+        move || match () {
+            () if gone.is_cancelled() => CloseReason::PodGone,
+            () if deadline.is_cancelled() => CloseReason::Draining,
+            () => CloseReason::PolicyDenied,
         }
     }
 
-    fn authorize(&self, request: &Request<IncomingBody>, workload: &Workload) -> Verdict {
-        let policies = self.node.snapshot.load().policies(workload);
+    fn authorize(&self, request: &Request<IncomingBody>) -> Verdict {
+        let snapshot = self.host.snapshot.load();
+        // A pod that is gone from the snapshot keeps its last view.
+        let fallback = self.incoming.pod.workload.load();
+        let workload = snapshot.workload(&self.incoming.pod.uid).unwrap_or(&fallback);
+        let policies = snapshot.policies(workload);
         let connection = ConnectionFacts {
-            principal: self.principal(),
-            source_ip: self.incoming.client.ip(),
+            principal: self.incoming.peer.identity(),
+            source_ip: self.incoming.client.ip().to_canonical(),
             destination_port: self.incoming.port,
         };
         let facts =
@@ -234,40 +271,16 @@ impl Session {
         authorize_request(&policies, &connection, &facts)
     }
 
-    fn record(&self, request: &Request<IncomingBody>, workload: &Arc<Workload>) -> RequestRecord {
-        let client = self.incoming.client;
-        let flow = Flow {
-            reporter: Reporter::Destination,
-            source: Party {
-                workload: self.node.snapshot.load().workload_by_ip(client.ip()).cloned(),
-                principal: self.principal().cloned(),
-                address: Some(client),
-            },
-            destination: Party {
-                workload: Some(Arc::clone(workload)),
-                principal: Some(self.incoming.pod.identity.clone()),
-                address: Some(self.incoming.address),
-            },
-            service: None,
-            security: match self.incoming.peer {
-                Peer::Verified(_) => Security::MutualTls,
-                Peer::Local(_) => Security::Local,
-                Peer::Anonymous => Security::None,
-            },
-        };
-        let authority = request
-            .uri()
-            .authority()
-            .map(http::uri::Authority::as_str)
-            .or_else(|| request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()));
+    fn record(&self, request: &Request<IncomingBody>) -> RequestRecord {
+        let flow = self.incoming.flow_in(&self.host.snapshot.load());
         let start = RequestStart {
             method: request.method(),
             path: request.uri().path(),
-            authority,
+            authority: authority(request.uri(), request.headers()),
             version: request.version(),
             headers: request.headers(),
         };
-        self.node.telemetry.request(flow, &start)
+        self.host.telemetry.request(flow, &start)
     }
 }
 

@@ -34,3 +34,21 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Buffer of each direction after an upgrade: a page of WebSocket frames, held as long as the connection lives.
 pub(super) const UPGRADED_BUFFER_BYTES: usize = 16 * 1024;
+/// A body behind `Expect: 100-continue` is sent after this without the word: servers that ignore the header never say
+/// it, and one second is what clients in use wait.
+pub(super) const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// Bytes of an answer that is thrown away which are read for keeping its connection: reading them costs less than a new
+/// connection through TLS.
+pub(super) const DISCARD_BYTES_MAX: u64 = 64 * 1024;
+/// ... and how long they may take.
+pub(super) const DISCARD_WAIT: Duration = Duration::from_secs(1);
+/// A connection that was given back but is still busy (with the rest of a request's body that nobody wants) gets this
+/// long to become free before another is taken. Its own task needs microseconds.
+pub(super) const READY_WAIT: Duration = Duration::from_millis(10);
+/// Copies of requests under way per pod; more are not made. Mirrors must not cost what they are there to measure.
+pub(super) const MIRRORS_MAX: usize = 128;
+/// Frames of a body waiting for a slow mirror, at most [`H1_BUFFER_BYTES_MAX`] each; a mirror that falls further behind
+/// loses its copy.
+pub(super) const MIRROR_FRAMES_MAX: usize = 16;
+/// A copy takes no longer than this.
+pub(super) const MIRROR_TIMEOUT: Duration = Duration::from_secs(30);

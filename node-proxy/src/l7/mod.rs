@@ -1,8 +1,9 @@
 //! HTTP/1.1 and HTTP/2 at L7: serving the application's connection (outbound) and the tunnel's stream (inbound).
 //!
-//! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `retry.rs` (may it be repeated) →
-//! `pool.rs` (connections to endpoints). Inbound: `inbound.rs`. Both use `body.rs`, `hop.rs`, `reply.rs`; every bound is
-//! in `limits.rs`.
+//! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `towards.rs` (where to), `mirror.rs` →
+//! `attempt.rs` with `retry.rs` (may it be repeated) and `pool.rs` (connections to endpoints) → `answer.rs`. Inbound:
+//! `inbound.rs`. Both use `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`, `reply.rs`; every bound is in
+//! `limits.rs`.
 
 /// Drives a server connection to its end: told to finish when draining begins or `closed` says that there is nothing
 /// behind it any more, dropped at the deadline.
@@ -31,14 +32,23 @@ macro_rules! drive {
     }};
 }
 
+mod answer;
+mod attempt;
 mod body;
 mod exchange;
 mod hop;
 pub mod inbound;
 mod limits;
+pub mod metrics;
+mod mirror;
 pub mod outbound;
+mod outgoing;
 mod pool;
 mod reply;
 mod retry;
+#[cfg(test)]
+mod tests;
+mod towards;
+mod upgrade;
 
-pub use pool::Upstreams;
+pub use pool::{Reservation, Upstreams};

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -17,12 +18,12 @@ use weft_proto::model::Workload;
 use super::exchange::Session;
 use super::limits;
 use crate::balance::Balancers;
-use crate::connect::{ConnectError, Destination, Source, UpstreamIo, connect};
+use crate::connect::{ConnectError, Destination, Source, UpstreamIo, connect, identity_of};
 use crate::drain::Drain;
 use crate::node::Node;
 use crate::outbound::Target;
 use crate::snapshot::ServiceEntry;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Security, Telemetry};
 
 use super::Upstreams;
 
@@ -33,11 +34,25 @@ pub enum Protocol {
     Http2,
 }
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub(super) struct Remote {
+    pub(super) principal: Option<SpiffeId>,
+    pub(super) security: Security,
+}
+
+/// A connection to a destination.
+pub(super) struct Reached<IO> {
+    pub(super) io: IO,
+    pub(super) remote: Remote,
+}
+
 /// What this stage needs of the node.
 pub(super) trait Mesh: Send + Sync + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     fn service(&self, id: &NamespacedName) -> Option<Arc<ServiceEntry>>;
-    fn workload(&self, uid: &PodUid) -> Option<Arc<Workload>>;
+    /// The pod behind an endpoint, by its UID or else its address.
+    fn workload(&self, uid: Option<&PodUid>, ip: IpAddr) -> Option<Arc<Workload>>;
     fn balancers(&self) -> &Balancers;
     fn upstreams(&self) -> &Upstreams;
     fn telemetry(&self) -> &Telemetry;
@@ -46,7 +61,7 @@ pub(super) trait Mesh: Send + Sync + 'static {
         &self,
         source: &Source,
         to: &Destination,
-    ) -> impl Future<Output = Result<(Self::Io, Option<SpiffeId>), ConnectError>> + Send;
+    ) -> impl Future<Output = Result<Reached<Self::Io>, ConnectError>> + Send;
 }
 
 impl Mesh for Arc<Node> {
@@ -54,8 +69,9 @@ impl Mesh for Arc<Node> {
     fn service(&self, id: &NamespacedName) -> Option<Arc<ServiceEntry>> {
         self.snapshot.load().service(id).cloned()
     }
-    fn workload(&self, uid: &PodUid) -> Option<Arc<Workload>> {
-        self.snapshot.load().workload(uid).cloned()
+    fn workload(&self, uid: Option<&PodUid>, ip: IpAddr) -> Option<Arc<Workload>> {
+        let snapshot = self.snapshot.load();
+        uid.and_then(|uid| snapshot.workload(uid)).or_else(|| snapshot.workload_by_ip(ip)).cloned()
     }
     fn balancers(&self) -> &Balancers {
         &self.balancers
@@ -69,13 +85,17 @@ impl Mesh for Arc<Node> {
     fn drain(&self) -> &Drain {
         &self.drain
     }
-    async fn connect(
-        &self,
-        source: &Source,
-        to: &Destination,
-    ) -> Result<(UpstreamIo, Option<SpiffeId>), ConnectError> {
+    async fn connect(&self, source: &Source, to: &Destination) -> Result<Reached<UpstreamIo>, ConnectError> {
         let upstream = connect(self, source, to).await?;
-        Ok((upstream.io, upstream.peer.map(|peer| peer.id().clone())))
+        let remote = match (&upstream.peer, &upstream.io) {
+            (Some(peer), _) => Remote { principal: Some(peer.id().clone()), security: Security::MutualTls },
+            (None, UpstreamIo::Local(_)) => {
+                let principal = to.workload.as_ref().and_then(|workload| identity_of(self, workload));
+                Remote { principal, security: Security::Local }
+            }
+            (None, _) => Remote { principal: None, security: Security::None },
+        };
+        Ok(Reached { io: upstream.io, remote })
     }
 }
 
@@ -94,8 +114,11 @@ where
     let drain = mesh.drain().clone();
     let gone = source.pod.gone.clone();
     let session = Arc::new(Session::new(mesh, source, target, protocol));
+    // What has left HTTP ends when this is dropped.
+    let _guard = session.upgrades.guard();
+    let serving = Arc::clone(&session);
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let session = Arc::clone(&session);
+        let session = Arc::clone(&serving);
         async move { Ok::<_, Infallible>(session.request(request).await) }
     });
     match protocol {
@@ -119,4 +142,5 @@ where
             drive!(connection, drain, gone);
         }
     }
+    session.upgrades.finished().await;
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -17,27 +17,56 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use weft_proto::identity::{NamespacedName, PodUid, SpiffeId};
+use weft_proto::identity::{NamespacedName, PodUid};
+use weft_proto::model::TrafficPolicy;
 
-use super::body::Outgoing;
 use super::limits;
-use crate::connect::ConnectError;
+use super::outbound::{Reached, Remote};
+use super::outgoing::Outgoing;
+use crate::connect::{ConnectError, Destination};
 
 /// The pools of every local pod.
 #[derive(Default)]
 pub struct Upstreams {
     pods: Mutex<HashMap<PodUid, Arc<PodPool>>>,
+    open: Arc<AtomicU64>,
 }
 
 impl Upstreams {
     pub(super) fn of(&self, pod: &PodUid) -> Arc<PodPool> {
         let mut pods = self.pods.lock();
-        Arc::clone(pods.entry(pod.clone()).or_default())
+        let new = || Arc::new(PodPool::new(Arc::clone(&self.open)));
+        Arc::clone(pods.entry(pod.clone()).or_insert_with(new))
     }
 
-    /// Closes what is idle of a pod that is gone.
-    pub fn forget(&self, pod: &PodUid) {
-        self.pods.lock().remove(pod);
+    /// Forgets the pods for which `keep` is false; their idle connections close.
+    pub fn retain(&self, mut keep: impl FnMut(&PodUid) -> bool) {
+        self.pods.lock().retain(|pod, _| keep(pod));
+    }
+
+    /// The right to one more connection that is copied and not looked into, within the same bounds as those that carry
+    /// HTTP. None: no policy bounds them.
+    pub async fn reserve(
+        &self,
+        pod: &PodUid,
+        to: &Destination,
+        traffic: Option<&TrafficPolicy>,
+    ) -> Result<Option<Reservation>, ConnectError> {
+        if traffic.and_then(|traffic| traffic.max_connections).is_none() {
+            return Ok(None);
+        }
+        let bounds = Bounds::new(traffic, false);
+        let slot = self.of(pod).slot(&Key::new(to, false), &bounds);
+        let permit = slot.permit(to.address, bounds.pending_max);
+        match tokio::time::timeout(bounds.connect_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(Some(Reservation { _permit: permit, _slot: slot })),
+            Ok(Err(_)) | Err(_) => Err(ConnectError::Overloaded(to.address)),
+        }
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> u64 {
+        self.open.load(Relaxed)
     }
 }
 
@@ -50,10 +79,25 @@ pub(super) struct Key {
     pub http2: bool,
 }
 
+impl Key {
+    pub(super) fn new(to: &Destination, http2: bool) -> Self {
+        let workload = to.workload.as_ref().map(|workload| workload.uid.clone());
+        Self { address: to.address, workload, service: to.service.clone(), http2 }
+    }
+}
+
+/// A place among a destination's connections, while it exists.
+pub struct Reservation {
+    _permit: OwnedSemaphorePermit,
+    /// Keeps the bound in being while somebody counts against it.
+    _slot: Arc<Slot>,
+}
+
 /// The connections of one pod.
-#[derive(Default)]
 pub(super) struct PodPool {
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    open: Arc<AtomicU64>,
+    mirrors: Arc<Semaphore>,
 }
 
 /// Why no connection was had. The request has not been sent.
@@ -86,15 +130,26 @@ struct Slot {
     h2: Mutex<Vec<Open<http2::SendRequest<Outgoing>>>>,
     /// One HTTP/2 connection is made at a time: those who wait then share it.
     connecting: tokio::sync::Mutex<()>,
+    open: Arc<AtomicU64>,
 }
 
 struct Open<S> {
     sender: S,
-    peer: Option<SpiffeId>,
+    remote: Remote,
     usage: Arc<AtomicU32>,
 }
 
 impl PodPool {
+    pub(super) fn new(open: Arc<AtomicU64>) -> Self {
+        let mirrors = Arc::new(Semaphore::new(limits::MIRRORS_MAX));
+        Self { slots: Mutex::default(), open, mirrors }
+    }
+
+    /// The right to one more copy of a request.
+    pub(super) fn mirror(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.mirrors).try_acquire_owned().ok()
+    }
+
     fn slot(&self, key: &Key, bounds: &Bounds) -> Arc<Slot> {
         let mut slots = self.slots.lock();
         if let Some(slot) = slots.get(key)
@@ -103,7 +158,7 @@ impl PodPool {
             return Arc::clone(slot);
         }
         if slots.len() >= limits::DESTINATIONS_PER_POD_MAX {
-            slots.retain(|_, slot| !slot.is_empty());
+            slots.retain(|_, slot| !slot.is_empty() || Arc::strong_count(slot) > 1);
         }
         let per_connection = if key.http2 { limits::STREAMS_PER_CONNECTION_MAX } else { 1 };
         let permits = (bounds.connections_max.max(1) as usize).saturating_mul(per_connection as usize);
@@ -114,6 +169,7 @@ impl PodPool {
             h1: Mutex::default(),
             h2: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
+            open: Arc::clone(&self.open),
         });
         slots.insert(key.clone(), Arc::clone(&slot));
         slot
@@ -128,7 +184,7 @@ impl PodPool {
     ) -> Result<Lease, PoolError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = Result<(IO, Option<SpiffeId>), ConnectError>>,
+        F: Future<Output = Result<Reached<IO>, ConnectError>>,
     {
         let slot = self.slot(key, bounds);
         let take = async {
@@ -184,18 +240,27 @@ impl Slot {
     ) -> Result<Lease, PoolError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = Result<(IO, Option<SpiffeId>), ConnectError>>,
+        F: Future<Output = Result<Reached<IO>, ConnectError>>,
     {
         loop {
             // The latest first: the others may then grow old and close.
             let Some(mut open) = self.h1.lock().pop() else { break };
             open.usage.fetch_add(1, Relaxed);
-            // It was given back after its last byte was read; ready when its task has noticed, an error when closed.
-            if open.sender.ready().await.is_ok() {
-                return Ok(Lease::new(self, Sender::Http1(open.sender), open.peer, open.usage, permit, true));
+            // It was given back after its last byte was read; ready when its task has noticed, an error when closed. One
+            // that stays busy is sending a body that nobody waits for.
+            if let Ok(Ok(())) = tokio::time::timeout(limits::READY_WAIT, open.sender.ready()).await {
+                return Ok(Lease::new(
+                    self,
+                    Sender::Http1(open.sender),
+                    open.remote,
+                    open.usage,
+                    permit,
+                    true,
+                ));
             }
+            open.usage.fetch_sub(1, Relaxed);
         }
-        let (io, peer) = connect().await?;
+        let Reached { io, remote } = connect().await?;
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
             .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
@@ -203,8 +268,8 @@ impl Slot {
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;
         let usage = Arc::new(AtomicU32::new(1));
-        tokio::spawn(until_idle(connection.with_upgrades(), Arc::clone(&usage)));
-        Ok(Lease::new(self, Sender::Http1(sender), peer, usage, permit, false))
+        tokio::spawn(until_idle(connection.with_upgrades(), Arc::clone(&usage), Counted::new(&self.open)));
+        Ok(Lease::new(self, Sender::Http1(sender), remote, usage, permit, false))
     }
 
     async fn h2<IO, F>(
@@ -215,7 +280,7 @@ impl Slot {
     ) -> Result<Lease, PoolError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        F: Future<Output = Result<(IO, Option<SpiffeId>), ConnectError>>,
+        F: Future<Output = Result<Reached<IO>, ConnectError>>,
     {
         let permit = match self.open_h2(permit) {
             Ok(lease) => return Ok(lease),
@@ -226,7 +291,7 @@ impl Slot {
             Ok(lease) => return Ok(lease),
             Err(permit) => permit,
         };
-        let (io, peer) = connect().await?;
+        let Reached { io, remote } = connect().await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
@@ -235,9 +300,10 @@ impl Slot {
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;
         let usage = Arc::new(AtomicU32::new(1));
-        tokio::spawn(until_idle(connection, Arc::clone(&usage)));
-        self.h2.lock().push(Open { sender: sender.clone(), peer: peer.clone(), usage: Arc::clone(&usage) });
-        Ok(Lease::new(self, Sender::Http2(sender), peer, usage, permit, false))
+        tokio::spawn(until_idle(connection, Arc::clone(&usage), Counted::new(&self.open)));
+        let open = Open { sender: sender.clone(), remote: remote.clone(), usage: Arc::clone(&usage) };
+        self.h2.lock().push(open);
+        Ok(Lease::new(self, Sender::Http2(sender), remote, usage, permit, false))
     }
 
     fn open_h2(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
@@ -246,13 +312,29 @@ impl Slot {
         let free = open.iter().find(|open| open.usage.load(Relaxed) < limits::STREAMS_PER_CONNECTION_MAX);
         let Some(free) = free else { return Err(permit) };
         free.usage.fetch_add(1, Relaxed);
-        let (sender, peer) = (Sender::Http2(free.sender.clone()), free.peer.clone());
-        Ok(Lease::new(self, sender, peer, Arc::clone(&free.usage), permit, true))
+        let (sender, remote) = (Sender::Http2(free.sender.clone()), free.remote.clone());
+        Ok(Lease::new(self, sender, remote, Arc::clone(&free.usage), permit, true))
+    }
+}
+
+/// Counts one open connection.
+struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    fn new(open: &Arc<AtomicU64>) -> Self {
+        open.fetch_add(1, Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
 /// Drives a connection until it ends, or nobody has used it for a while.
-async fn until_idle<C, E>(connection: C, usage: Arc<AtomicU32>)
+async fn until_idle<C, E>(connection: C, usage: Arc<AtomicU32>, _open: Counted)
 where
     C: Future<Output = Result<(), E>>,
 {
@@ -281,7 +363,7 @@ enum Sender {
 /// A connection, or a stream's share of one, for one request.
 pub(super) struct Lease {
     sender: Option<Sender>,
-    pub peer: Option<SpiffeId>,
+    pub remote: Remote,
     /// It has served before.
     pub reused: bool,
     usage: Arc<AtomicU32>,
@@ -291,8 +373,8 @@ pub(super) struct Lease {
 
 /// A request that got no answer.
 pub(super) struct Unanswered {
-    /// Certainly no byte was sent.
-    pub unsent: bool,
+    /// Certainly no byte was sent: the body as it was.
+    pub unsent: Option<Outgoing>,
     pub error: hyper::Error,
 }
 
@@ -300,12 +382,12 @@ impl Lease {
     fn new(
         slot: &Arc<Slot>,
         sender: Sender,
-        peer: Option<SpiffeId>,
+        remote: Remote,
         usage: Arc<AtomicU32>,
         permit: OwnedSemaphorePermit,
         reused: bool,
     ) -> Self {
-        Self { sender: Some(sender), peer, reused, usage, slot: Arc::clone(slot), _permit: permit }
+        Self { sender: Some(sender), remote, reused, usage, slot: Arc::clone(slot), _permit: permit }
     }
 
     pub(super) async fn send(
@@ -317,7 +399,7 @@ impl Lease {
             Sender::Http2(sender) => sender.try_send_request(request).await,
         };
         sent.map_err(|mut error| {
-            let unsent = error.take_message().is_some();
+            let unsent = error.take_message().map(Request::into_body);
             Unanswered { unsent, error: error.into_error() }
         })
     }
@@ -329,7 +411,8 @@ impl Lease {
         {
             let mut idle = self.slot.h1.lock();
             if idle.len() < limits::IDLE_PER_DESTINATION_MAX {
-                idle.push(Open { sender, peer: self.peer.take(), usage: Arc::clone(&self.usage) });
+                let remote = self.remote.clone();
+                idle.push(Open { sender, remote, usage: Arc::clone(&self.usage) });
             }
         }
     }

@@ -33,6 +33,8 @@ pub(super) enum Failure {
     Broken { reused: bool },
     /// The attempt's time-out.
     TimedOut,
+    /// Nobody would answer differently: policy, no certificate, no endpoint.
+    Refused,
     /// An answer; gRPC's as its HTTP equivalent.
     Answered(StatusCode),
 }
@@ -116,7 +118,7 @@ impl<'a> RetryRules<'a> {
                     (self.attempts > tried.unsent).then(pause)
                 }
             }
-            Failure::Unsent => None,
+            Failure::Unsent | Failure::Refused => None,
             // Closed while idle: once more by itself is safe for what is idempotent by definition.
             Failure::Broken { reused: true } if self.idempotent && tried.answered == 0 => {
                 Some(Duration::ZERO)

@@ -10,10 +10,11 @@ use tokio::net::TcpStream;
 
 use super::stages::Targeted;
 use super::{Target, reset};
-use crate::balance::{Balancer, Family, Locality, Outcome, Pick};
+use crate::balance::{Balancer, Family, Live, Locality, Outcome, Pick};
 use crate::connect::{ConnectError, Destination, OpaqueUpstream, Source, UpstreamIo, connect_opaque};
 use crate::detect::Prefixed;
 use crate::inbound::Session;
+use crate::l7::Reservation;
 use crate::node::Node;
 use crate::relay::{self, Leg};
 use crate::snapshot::ServiceEntry;
@@ -28,6 +29,9 @@ struct Connected {
     party: Party,
     /// Counts as in flight at its endpoint until the end.
     picked: Option<(Pick, Duration)>,
+    /// Counts while the connection lives.
+    _live: Option<Live>,
+    _reservation: Option<Reservation>,
 }
 
 /// Why none stands.
@@ -49,7 +53,7 @@ pub(super) async fn run(node: &Arc<Node>, targeted: Targeted, first: Bytes) {
         connected = connect(node, &source, &target) => connected,
         failed = ended_early(node, &source, &tcp) => Err(failed),
     };
-    let Connected { upstream, party, picked } = match connected {
+    let Connected { upstream, party, picked, _live, _reservation } = match connected {
         Ok(connected) => connected,
         Err(Failed { reason, detail }) => {
             // A reset, as a refused connection is one: an orderly end would look like an empty answer.
@@ -103,7 +107,7 @@ async fn connect(node: &Arc<Node>, source: &Source, target: &Target) -> Result<C
         }
     };
     let upstream = connect_opaque(node, source, &to).await.map_err(|error| Failed::from(&error))?;
-    Ok(Connected { upstream, party: party(&to), picked: None })
+    Ok(Connected { upstream, party: party(&to), picked: None, _live: None, _reservation: None })
 }
 
 fn party(to: &Destination) -> Party {
@@ -119,7 +123,7 @@ async fn connect_service(
 ) -> Result<Connected, Failed> {
     let family = Family::of(source.client.ip());
     let balancer: Arc<Balancer> = node.balancers.of(&entry.service.id, port, family);
-    let _live = balancer.begin();
+    let live = balancer.begin();
     let here = source.pod.workload.load();
     let locality = Locality { node: Arc::clone(&here.node), zone: Arc::clone(&here.zone) };
     let mut tried: Vec<IpAddr> = Vec::new();
@@ -135,13 +139,16 @@ async fn connect_service(
         }
         tried.push(pick.endpoint.ip);
         let to = destination(node, entry, &pick);
-        match connect_opaque(node, source, &to).await {
-            Ok(upstream) => {
-                let picked = Some((pick, started.elapsed()));
-                return Ok(Connected { upstream, party: party(&to), picked });
+        match bounded(node, source, &to, entry).await {
+            Ok((upstream, _reservation)) => {
+                let (picked, party) = (Some((pick, started.elapsed())), party(&to));
+                return Ok(Connected { upstream, party, picked, _live: Some(live), _reservation });
             }
             Err(error) => {
-                pick.finish(Outcome::Failure { latency: started.elapsed() }, Instant::now());
+                // Policy and our own bounds say nothing about the endpoint's health.
+                if error.worth_another_endpoint() && !matches!(error, ConnectError::Overloaded(_)) {
+                    pick.finish(Outcome::Failure { latency: started.elapsed() }, Instant::now());
+                }
                 let again = error.worth_another_endpoint() && balancer.try_retry(entry, Instant::now());
                 last = Some(Failed::from(&error));
                 if !again {
@@ -154,6 +161,18 @@ async fn connect_service(
         reason: CloseReason::NoEndpoints,
         detail: format!("{} has no endpoint for port {port}", entry.service.id),
     }))
+}
+
+/// Connects, within the TrafficPolicy's bounds.
+async fn bounded(
+    node: &Arc<Node>,
+    source: &Source,
+    to: &Destination,
+    entry: &ServiceEntry,
+) -> Result<(OpaqueUpstream, Option<Reservation>), ConnectError> {
+    let traffic = entry.traffic_policy.as_deref();
+    let reservation = node.upstreams.reserve(&source.pod.uid, to, traffic).await?;
+    Ok((connect_opaque(node, source, to).await?, reservation))
 }
 
 fn destination(node: &Node, entry: &ServiceEntry, pick: &Pick) -> Destination {

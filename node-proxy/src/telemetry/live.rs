@@ -37,6 +37,8 @@ pub(crate) struct RequestLine {
 pub(crate) struct LiveState {
     pub(crate) flow: Flow,
     pub(crate) policy: Option<NamespacedName>,
+    /// AUDIT policies that matched.
+    pub(crate) audited: Vec<NamespacedName>,
     pub(crate) route: Option<Arc<str>>,
     pub(crate) attempts: u32,
     /// Set when the connection was counted as opened.
@@ -143,6 +145,7 @@ impl LiveTable {
             state: Mutex::new(LiveState {
                 flow,
                 policy: None,
+                audited: Vec::new(),
                 route: None,
                 attempts: 0,
                 series: None,

@@ -223,6 +223,8 @@ struct Line<'a> {
     security: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    audited: Vec<String>,
     bytes_sent: u64,
     bytes_received: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,6 +263,7 @@ impl<'a> Line<'a> {
             service: flow.service.as_ref().map(ToString::to_string),
             security: flow.security.as_str(),
             policy: state.policy.as_ref().map(ToString::to_string),
+            audited: state.audited.iter().map(ToString::to_string).collect(),
             bytes_sent: live.sent(),
             bytes_received: live.received(),
             trace_id: entry.trace.map(|trace| trace.to_string()),

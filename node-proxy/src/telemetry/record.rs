@@ -237,6 +237,11 @@ impl RequestRecord {
         self.live.state.lock().policy = Some(by);
     }
 
+    /// The AUDIT policies that matched.
+    pub fn audited(&mut self, by: Vec<NamespacedName>) {
+        self.live.state.lock().audited = by;
+    }
+
     /// Bodies' bytes: `sent` is the request's.
     pub fn bytes(&self) -> Arc<ByteCounts> {
         Arc::clone(&self.live.bytes)

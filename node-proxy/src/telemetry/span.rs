@@ -269,6 +269,9 @@ fn attributes(span: &FinishedSpan, request: &RequestLine, error: Option<&str>) -
     if let Some(policy) = &state.policy {
         all.push(text("weft.policy", policy.to_string()));
     }
+    for policy in &state.audited {
+        all.push(text("weft.audited_by", policy.to_string()));
+    }
     all.push(text("weft.close_reason", span.reason.as_str()));
     if span.kind == SpanKind::Server {
         all.push(number("http.request.body.size", span.live.sent()));
