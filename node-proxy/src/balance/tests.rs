@@ -79,7 +79,7 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
     }
-    fn pick(&mut self, entry: &ServiceEntry, tried: &[std::net::IpAddr]) -> Option<Pick> {
+    fn pick(&mut self, entry: &ServiceEntry, tried: &[IpAddr]) -> Option<Pick> {
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.balancer.pick(entry, PORT, &self.here, tried, self.now, self.random)
@@ -108,8 +108,8 @@ impl World {
 
 fn last(pick: &Pick) -> u8 {
     match pick.endpoint.ip {
-        std::net::IpAddr::V4(ip) => ip.octets()[3],
-        std::net::IpAddr::V6(_) => unreachable!(),
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(_) => unreachable!(),
     }
 }
 
@@ -218,7 +218,7 @@ fn a_tried_endpoint_is_avoided_while_there_are_others() {
         let pick = world.pick(&entry, &[[10, 1, 0, 1].into(), [10, 1, 0, 3].into()]).unwrap();
         assert_eq!(last(&pick), 2);
     }
-    let all: Vec<std::net::IpAddr> = (1..=3).map(|n| [10, 1, 0, n].into()).collect();
+    let all: Vec<IpAddr> = (1..=3).map(|n| [10, 1, 0, n].into()).collect();
     assert!(world.pick(&entry, &all).is_some());
     assert!(world.balancer.has_untried(&all[..2], world.now));
     assert!(!world.balancer.has_untried(&all, world.now));
@@ -228,7 +228,7 @@ fn a_tried_endpoint_is_avoided_while_there_are_others() {
 fn the_health_of_an_endpoint_survives_a_new_snapshot_and_dies_with_it() {
     let mut world = World::new();
     let three = endpoints(3);
-    let others: [std::net::IpAddr; 2] = [[10, 1, 0, 2].into(), [10, 1, 0, 3].into()];
+    let others: [IpAddr; 2] = [[10, 1, 0, 2].into(), [10, 1, 0, 3].into()];
     for _ in 0..5 {
         world.pick(&three, &others).unwrap().finish(failed(1), world.now);
     }
@@ -303,7 +303,7 @@ proptest! {
         });
         for (n, fails, ms) in steps {
             world.pass(Duration::from_millis(ms));
-            let others: Vec<std::net::IpAddr> =
+            let others: Vec<IpAddr> =
                 (1..=count).filter(|m| *m != n % count + 1).map(|m| [10, 1, 0, m].into()).collect();
             let pick = world.pick(&entry, &others);
             prop_assert!(pick.is_some());
@@ -324,7 +324,7 @@ fn a_client_meets_endpoints_of_its_own_family_while_there_are_any() {
     let here = Locality { node: "here".into(), zone: "z".into() };
     let now = Instant::now();
     let picked = |entry: &ServiceEntry, family: Family| {
-        let balancer = Arc::new(Balancer::with_epoch(family, now));
+        let balancer = Arc::new(Balancer::with_epoch(family, now, Arc::default()));
         let random = [0, 1, u64::MAX / 2, u64::MAX];
         random.map(|random| balancer.pick(entry, 80, &here, &[], now, random).map(|pick| pick.endpoint.ip))
     };

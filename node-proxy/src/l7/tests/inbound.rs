@@ -27,7 +27,7 @@ fn allow(paths: &str, action: PolicyAction) -> AuthorizationPolicy {
         ..PolicySource::default()
     };
     let rules = vec![PolicyRule { from: vec![from], to: vec![to] }];
-    AuthorizationPolicy { id: id(&format!("shop/p{}", paths.replace('/', "-"))), action, rules }
+    AuthorizationPolicy { id: id(&format!("shop/p{}-0", paths.replace('/', "-"))), action, rules }
 }
 
 impl Server {
@@ -96,9 +96,9 @@ async fn policy_is_asked_for_each_request_and_follows_changes() {
     assert!(text.contains("no ALLOW"), "{text}");
     let (status, _, text) = ask("/public/secret/x").await;
     assert_eq!(status, 403);
-    assert!(text.contains("shop/p-public-secret"), "{text}");
+    assert!(text.contains("shop/p-public-secret-0"), "{text}");
     // The connection goes on, and the next request meets the changed policy.
-    let gone = Change::Remove(ResourceKey::AuthorizationPolicy(id("shop/p-public")));
+    let gone = Change::Remove(ResourceKey::AuthorizationPolicy(id("shop/p-public-0")));
     snapshot.replace(snapshot.load().apply(Revision(2), [gone]));
     let (status, _, text) = ask("/public/a").await;
     assert_eq!(status, 403, "{text}");
