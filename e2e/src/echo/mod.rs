@@ -32,6 +32,8 @@ pub enum TcpMode {
     Greet,
     /// Speaks first and closes its half, then reads to the end and counts.
     CloseFirst,
+    /// Echoes the first message, then resets the connection.
+    Abort,
 }
 
 /// `1/3`: a share of the requests.
@@ -68,6 +70,9 @@ pub struct Settings {
     /// Ports for raw TCP on which the server speaks first, closes its half and counts what still comes
     #[arg(long, value_name = "PORT")]
     pub close_first: Vec<u16>,
+    /// Ports for raw TCP on which the server echoes one message and resets the connection
+    #[arg(long, value_name = "PORT")]
+    pub abort: Vec<u16>,
     /// Name of this version, told in every answer
     #[arg(long, default_value = "v1", env = "ECHO_VERSION")]
     pub version: String,
@@ -117,6 +122,7 @@ impl Server {
             (TcpMode::Echo, self.settings.tcp.clone()),
             (TcpMode::Greet, self.settings.greet.clone()),
             (TcpMode::CloseFirst, self.settings.close_first.clone()),
+            (TcpMode::Abort, self.settings.abort.clone()),
         ];
         for (mode, port) in modes.into_iter().flat_map(|(m, ports)| ports.into_iter().map(move |p| (m, p))) {
             let (server, listener) = (self.clone(), listen(port)?);
@@ -126,7 +132,7 @@ impl Server {
         }
         match tasks.join_next().await {
             Some(ended) => ended.context("a listener's task")?.context("accept"),
-            None => Err(anyhow!("no port to serve: give --http, --tcp, --greet or --close-first")),
+            None => Err(anyhow!("no port to serve: give --http, --tcp, --greet, --close-first or --abort")),
         }
     }
 

@@ -15,6 +15,8 @@ use super::tcp::GREETING;
 /// The pattern's period is prime: a chunk that is lost, doubled or moved does not go unseen.
 const PATTERN_BYTES: usize = 1_048_573;
 const CHUNK_BYTES: usize = 64 << 10;
+/// Between two messages of a connection that just has to be alive.
+const LIVE_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
@@ -28,12 +30,16 @@ pub enum Mode {
     Greet,
     /// Resets the connection with data under way
     Reset,
+    /// The server resets the connection: that is what the client must see, not an orderly end
+    Aborted,
     /// Reads the echo of --bytes slowly: backpressure must reach the sender
     Slow,
     /// --count messages of --bytes there and back
     PingPong,
     /// --count connections, --parallel at a time, one message each
     Short,
+    /// Messages of --bytes there and back until the connection breaks, and how it did
+    Live,
     /// --count connections at once, held open until all of them have echoed
     Hold,
 }
@@ -74,8 +80,10 @@ async fn one(settings: &Settings) -> Result<Value> {
         Mode::CloseFirst => close_first(settings).await,
         Mode::Greet => greet(settings).await,
         Mode::Reset => reset(settings).await,
+        Mode::Aborted => aborted(settings).await,
         Mode::PingPong => ping_pong(settings).await,
         Mode::Short => short(settings).await,
+        Mode::Live => live(settings).await,
         Mode::Hold => hold(settings).await,
     }
 }
@@ -199,6 +207,17 @@ async fn reset(settings: &Settings) -> Result<Value> {
     Ok(json!({"reset_after": settings.bytes}))
 }
 
+async fn aborted(settings: &Settings) -> Result<Value> {
+    let mut stream = connect(settings).await?;
+    exchange(&mut stream, settings.bytes).await?;
+    stream.write_all(b"!").await?;
+    match stream.read_u8().await {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(json!({"reset": true})),
+        Err(error) => bail!("the server's reset came as {error:?}"),
+        Ok(byte) => bail!("the server's reset came as the byte {byte}"),
+    }
+}
+
 async fn ping_pong(settings: &Settings) -> Result<Value> {
     let mut stream = connect(settings).await?;
     let mut latencies = Latencies::default();
@@ -238,6 +257,20 @@ async fn short(settings: &Settings) -> Result<Value> {
         }
     }
     Ok(json!({"connections": connections, "ms": all.summary()}))
+}
+
+async fn live(settings: &Settings) -> Result<Value> {
+    let mut stream = connect(settings).await?;
+    let mut messages = 0_u64;
+    let error = loop {
+        match exchange(&mut stream, settings.bytes).await {
+            Ok(()) => messages += 1,
+            Err(error) => break error,
+        }
+        tokio::time::sleep(LIVE_PAUSE).await;
+    };
+    let kind = error.downcast_ref::<std::io::Error>().map(|e| format!("{:?}", e.kind()));
+    Ok(json!({"messages": messages, "ended": kind, "error": format!("{error:#}")}))
 }
 
 async fn hold(settings: &Settings) -> Result<Value> {

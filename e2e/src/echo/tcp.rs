@@ -1,4 +1,4 @@
-//! The raw TCP side: echo, server-speaks-first, server-closes-first.
+//! The raw TCP side: echo, server-speaks-first, server-closes-first, server-resets.
 
 use std::io;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub(super) async fn serve(server: Arc<Server>, mode: TcpMode, mut stream: TcpStr
         TcpMode::Echo => echo(&server, &mut stream).await,
         TcpMode::Greet => greet(&server, &mut stream).await,
         TcpMode::CloseFirst => close_first(&server, &mut stream).await,
+        TcpMode::Abort => abort(&mut stream).await,
     };
     if result.is_err() {
         server.count("tcp_failed", 1);
@@ -54,4 +55,13 @@ async fn close_first(server: &Server, stream: &mut TcpStream) -> io::Result<()> 
         }
         server.count("tcp_bytes_after_close", read as u64);
     }
+}
+
+async fn abort(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let read = stream.read(&mut buffer).await?;
+    stream.write_all(&buffer[..read]).await?;
+    // The client says when it has the echo: a reset may overtake data that the peer has not read.
+    stream.read_exact(&mut buffer[..1]).await?;
+    socket2::SockRef::from(&*stream).set_linger(Some(std::time::Duration::ZERO))
 }
