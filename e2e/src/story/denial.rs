@@ -23,8 +23,7 @@ spec:
   - from:
     - principals: [\"cluster.local/ns/shop/sa/frontend\"]
 ";
-/// Its seventh line is wrong.
-const BROKEN: &str = "apiVersion: weft.dev/v1alpha1
+const UNKNOWN_FIELD: &str = "apiVersion: weft.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: no-frontend, namespace: shop}
 spec:
@@ -34,7 +33,13 @@ spec:
   - from:
     - principals: [\"cluster.local/ns/shop/sa/nobody\"]
 ";
-const BROKEN_LINE: u32 = 7;
+const NOT_YAML: &str = "apiVersion: weft.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: no-frontend, namespace: shop}
+spec:
+  selector: {matchLabels: {app: backend}}
+   action: DENY
+";
 
 pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
     let mut held = hold(lab)?;
@@ -48,12 +53,13 @@ pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
     let cut = dropped.elapsed();
     let record = ended_record(lab)?;
 
-    lab.write_manifest("policy", BROKEN)?;
-    let problem = wait::until(CHANGE_WAIT_MAX, || problem(lab))?;
-    let place = format!("policy.yaml:{BROKEN_LINE}");
-    ensure!(problem.contains(&place), "`weft status` says {problem:?}, not {place}");
-    let still = refusal(lab).context("with a broken file the last good policy must stay")?;
-    ensure!(still.contains(POLICY), "another policy denies now: {still}");
+    let mut problems = Vec::new();
+    for (text, line) in [(UNKNOWN_FIELD, 7), (NOT_YAML, 6)] {
+        lab.write_manifest("policy", text)?;
+        problems.push(wait::until(CHANGE_WAIT_MAX, || problem(lab, &format!("policy.yaml:{line}:")))?);
+        let still = refusal(lab).context("with a broken file the last good policy must stay")?;
+        ensure!(still.contains(POLICY), "another policy denies now: {still}");
+    }
 
     lab.remove_manifest("policy")?;
     wait::until(CHANGE_WAIT_MAX, || match clients::get(lab, "shop/frontend", "http://backend/", &[])? {
@@ -65,7 +71,8 @@ pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
         format!("DENY written into the directory: in force after {} ms: 403 {said:?}", in_force.as_millis()),
         format!("the live connection ended {} ms after the file was written: {ended}", cut.as_millis()),
         format!("node2's record of it: {record}"),
-        format!("the file broken: `weft status`: {problem}"),
+        format!("an unknown field, in `weft status`: {}", problems[0]),
+        format!("no YAML at all: {}", problems[1]),
         "the last good policy stays: still 403; the file removed: 200".to_owned(),
     ])
 }
@@ -147,11 +154,10 @@ fn ended_record(lab: &Lab) -> Result<String> {
     })
 }
 
-/// The line of `weft status` about a file that is wrong.
-fn problem(lab: &Lab) -> Result<String> {
+/// The line of `weft status` about the file that is wrong.
+fn problem(lab: &Lab, place: &str) -> Result<String> {
     let output = Command::new(lab.binary("weft")?).args(["status", "--name", lab.name()]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line =
-        text.lines().find(|l| l.contains("policy.yaml")).with_context(|| format!("no problem in {text}"))?;
-    Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|l| l.contains(place));
+    Ok(line.with_context(|| format!("nothing about {place} in {text}"))?.trim().to_owned())
 }

@@ -74,14 +74,23 @@ fn served(lab: &Lab, method: &str) -> Result<u64> {
     Ok(clients::count(&serde_json::from_str(&counts)?, &format!("/{method}")))
 }
 
+/// Attempts of the client's node that had no good end.
+fn failed_attempts(lab: &Lab) -> Result<f64> {
+    let node = lab.node_admin("node1");
+    Ok(node.metric("weft_attempts_total", &[])? - node.metric("weft_attempts_total", &["reason=\"ok\""])?)
+}
+
 fn one_endpoint_dead(lab: &Lab) -> Result<Evidence> {
     let whole = load(lab, "pair", &["--requests", "100"])?;
     ensure!(whole["failed"] == 0, "requests failed with both endpoints alive: {whole}");
     ensure!(whole["pods"].as_object().is_some_and(|p| p.len() == 2), "not both endpoints answer: {whole}");
 
     lab.kill_container("shop/pair-2", "main")?;
+    let failures = failed_attempts(lab)?;
     let refusing = load(lab, "pair", &["--requests", "300"])?;
+    let refused = failed_attempts(lab)? - failures;
     ensure!(refusing["failed"] == 0, "requests failed while an endpoint refused: {refusing}");
+    ensure!(refused > 0.0, "the dead endpoint was never tried: {refusing}");
     lab.restart_container("shop/pair-2", "main")?;
 
     lab.blackhole("shop/pair-1", true)?;
@@ -99,7 +108,7 @@ fn one_endpoint_dead(lab: &Lab) -> Result<Evidence> {
     ensure!(only(&silent).as_deref() == Some("pair-2"), "a silent pod answered: {silent}");
     Ok(vec![
         format!(
-            "one of two endpoints refuses: 300 requests, {} failed, p99 {} ms",
+            "one of two endpoints refuses: {refused} attempts met it; 300 requests, {} failed, p99 {} ms",
             refusing["failed"], refusing["ms"]["p99"]
         ),
         format!(

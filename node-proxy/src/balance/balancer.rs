@@ -140,10 +140,8 @@ impl Balancer {
     }
 
     /// Whether there is an endpoint that `pick` would prefer to those `tried`.
-    pub fn has_untried(&self, tried: &[IpAddr], now: Instant) -> bool {
-        let now_ns = self.ns(now);
-        let members = self.members.load();
-        members.candidates.iter().any(|c| !tried.contains(&c.endpoint.ip) && !c.health.ejected(now_ns))
+    pub fn has_untried(&self, tried: &[IpAddr]) -> bool {
+        self.members.load().candidates.iter().any(|c| !tried.contains(&c.endpoint.ip))
     }
 
     /// Counts a new (first-attempt) request or connection as live until the guard is dropped; its share is the retry budget.
@@ -205,8 +203,8 @@ impl Members {
     }
 }
 
-/// Two by chance, the cheaper wins. Not ejected and not tried come first, then tried ones (which at least answer), then
-/// anything.
+/// Two by chance, the cheaper wins. Not ejected and not tried come first, then ejected ones that were not tried: where all
+/// others have failed this very request, one that failed a while ago is the better bet. Then anything.
 fn choose(
     candidates: &[Candidate],
     from: &Locality,
@@ -221,7 +219,7 @@ fn choose(
     if healthy(a) && healthy(b) && fresh(a) && fresh(b) {
         return better(candidates, a, b, from, now_ns, &mut random);
     }
-    let filters: [&dyn Fn(usize) -> bool; 4] = [&|i| healthy(i) && fresh(i), &healthy, &fresh, &|_| true];
+    let filters: [&dyn Fn(usize) -> bool; 4] = [&|i| healthy(i) && fresh(i), &fresh, &healthy, &|_| true];
     for filter in filters {
         let count = (0..candidates.len()).filter(|&i| filter(i)).count();
         let nth = |n: usize| (0..candidates.len()).filter(|&i| filter(i)).nth(n);

@@ -220,8 +220,25 @@ fn a_tried_endpoint_is_avoided_while_there_are_others() {
     }
     let all: Vec<IpAddr> = (1..=3).map(|n| [10, 1, 0, n].into()).collect();
     assert!(world.pick(&entry, &all).is_some());
-    assert!(world.balancer.has_untried(&all[..2], world.now));
-    assert!(!world.balancer.has_untried(&all, world.now));
+    assert!(world.balancer.has_untried(&all[..2]));
+    assert!(!world.balancer.has_untried(&all));
+}
+
+#[test]
+fn an_ejected_endpoint_is_tried_before_one_that_has_just_failed_the_request() {
+    let mut world = World::new();
+    let entry = endpoints(2);
+    let only_first: [IpAddr; 1] = [[10, 1, 0, 2].into()];
+    while world.balancer.ejected(world.now) == 0 {
+        world.pick(&entry, &only_first).unwrap().finish(failed(1), world.now);
+    }
+    assert_eq!(last(&world.pick(&entry, &[]).unwrap()), 2, "the first one is ejected");
+    assert_eq!(
+        last(&world.pick(&entry, &only_first).unwrap()),
+        1,
+        "but better than the second, which failed"
+    );
+    assert!(world.balancer.has_untried(&only_first));
 }
 
 #[test]

@@ -128,7 +128,7 @@ impl Towards {
     pub(super) fn has_untried(&self, tried: &[IpAddr]) -> bool {
         match self {
             Self::Address(_) => false,
-            Self::Service { balancer, .. } => balancer.has_untried(tried, Instant::now()),
+            Self::Service { balancer, .. } => balancer.has_untried(tried),
         }
     }
 
