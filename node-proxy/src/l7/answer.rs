@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::{Answer, Asking};
 use super::body::{Ending, Relay, Upstream};
-use super::pool::{Lease, PoolError};
+use super::lease::Lease;
+use super::pool::PoolError;
 use super::upgrade::Upgrades;
 use super::{hop, limits, reply};
 use crate::balance::{Live, Pick};

@@ -11,9 +11,10 @@ use weft_proto::model::TrafficPolicy;
 
 use super::answer::{self, Refusal};
 use super::exchange::Session;
+use super::lease::Lease;
 use super::outbound::Mesh;
 use super::outgoing::{self, Outgoing, Replay};
-use super::pool::{Bounds, Key, Lease, PoolError};
+use super::pool::{Bounds, Key, PoolError};
 use super::retry::{Failure, RetryRules, Tried, http_status_of_grpc};
 use super::towards::{Towards, destination};
 use super::{limits, reply};

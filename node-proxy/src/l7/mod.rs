@@ -1,7 +1,7 @@
 //! HTTP/1.1 and HTTP/2 at L7: serving the application's connection (outbound) and the tunnel's stream (inbound).
 //!
 //! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `towards.rs` (where to), `mirror.rs` →
-//! `attempt.rs` with `retry.rs` (may it be repeated) and `pool.rs` (connections to endpoints) → `answer.rs`. Inbound:
+//! `attempt.rs` with `retry.rs` (may it be repeated) and `pool.rs`, `lease.rs` (connections to endpoints) → `answer.rs`. Inbound:
 //! `inbound.rs`. Both use `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`, `reply.rs`; every bound is in
 //! `limits.rs`.
 
@@ -38,6 +38,7 @@ mod body;
 mod exchange;
 mod hop;
 pub mod inbound;
+mod lease;
 mod limits;
 pub mod metrics;
 mod mirror;

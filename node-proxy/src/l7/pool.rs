@@ -10,8 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
@@ -20,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::TrafficPolicy;
 
+use super::lease::{Lease, Sender};
 use super::limits;
 use super::outbound::{Reached, Remote};
 use super::outgoing::Outgoing;
@@ -121,7 +120,8 @@ pub(super) struct Bounds {
     pub connect_timeout: Duration,
 }
 
-struct Slot {
+/// The connections of one destination.
+pub(super) struct Slot {
     /// One permit per request on its way; for HTTP/1 that is one per connection in use.
     in_use: Arc<Semaphore>,
     connections_max: u32,
@@ -306,6 +306,14 @@ impl Slot {
         Ok(Lease::new(self, Sender::Http2(sender), remote, usage, permit, false))
     }
 
+    /// A connection that is free again.
+    pub(super) fn keep(&self, sender: http1::SendRequest<Outgoing>, remote: Remote, usage: Arc<AtomicU32>) {
+        let mut idle = self.h1.lock();
+        if idle.len() < limits::IDLE_PER_DESTINATION_MAX {
+            idle.push(Open { sender, remote, usage });
+        }
+    }
+
     fn open_h2(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
         let mut open = self.h2.lock();
         open.retain(|open| !open.sender.is_closed());
@@ -352,74 +360,5 @@ where
                 was_idle = idle;
             }
         }
-    }
-}
-
-enum Sender {
-    Http1(http1::SendRequest<Outgoing>),
-    Http2(http2::SendRequest<Outgoing>),
-}
-
-/// A connection, or a stream's share of one, for one request.
-pub(super) struct Lease {
-    sender: Option<Sender>,
-    pub remote: Remote,
-    /// It has served before.
-    pub reused: bool,
-    usage: Arc<AtomicU32>,
-    slot: Arc<Slot>,
-    _permit: OwnedSemaphorePermit,
-}
-
-/// A request that got no answer.
-pub(super) struct Unanswered {
-    /// Certainly no byte was sent: the body as it was.
-    pub unsent: Option<Outgoing>,
-    pub error: hyper::Error,
-}
-
-impl Lease {
-    fn new(
-        slot: &Arc<Slot>,
-        sender: Sender,
-        remote: Remote,
-        usage: Arc<AtomicU32>,
-        permit: OwnedSemaphorePermit,
-        reused: bool,
-    ) -> Self {
-        Self { sender: Some(sender), remote, reused, usage, slot: Arc::clone(slot), _permit: permit }
-    }
-
-    pub(super) async fn send(
-        &mut self,
-        request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        let sent = match self.sender.as_mut().expect("a lease has its sender until it is given back") {
-            Sender::Http1(sender) => sender.try_send_request(request).await,
-            Sender::Http2(sender) => sender.try_send_request(request).await,
-        };
-        sent.map_err(|mut error| {
-            let unsent = error.take_message().map(Request::into_body);
-            Unanswered { unsent, error: error.into_error() }
-        })
-    }
-
-    /// The answer was read to its end: the connection may serve again.
-    pub(super) fn give_back(mut self) {
-        if let Some(Sender::Http1(sender)) = self.sender.take()
-            && !sender.is_closed()
-        {
-            let mut idle = self.slot.h1.lock();
-            if idle.len() < limits::IDLE_PER_DESTINATION_MAX {
-                let remote = self.remote.clone();
-                idle.push(Open { sender, remote, usage: Arc::clone(&self.usage) });
-            }
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.usage.fetch_sub(1, Relaxed);
     }
 }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
+use weft_proto::identity::SpiffeId;
 use weft_proto::model::{
     AuthorizationPolicy, PolicyAction, PolicyOperation, PolicyRule, PolicySource, TextMatch,
 };
@@ -72,7 +73,7 @@ impl<'a> Asked<'a> {
 
     fn source(&mut self, source: &PolicySource) -> bool {
         let connection = self.connection;
-        let namespace = connection.principal.map(|id| id.namespace());
+        let namespace = connection.principal.map(SpiffeId::namespace);
         let in_namespaces =
             |names: &[Arc<str>]| namespace.is_some_and(|have| names.iter().any(|n| **n == *have));
         if !(source.namespaces.is_empty() || in_namespaces(&source.namespaces)) {

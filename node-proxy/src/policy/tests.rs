@@ -41,12 +41,13 @@ fn facts(principal: Option<&SpiffeId>) -> ConnectionFacts<'_> {
     ConnectionFacts { principal, source_ip: "10.1.0.7".parse().unwrap(), destination_port: 8080 }
 }
 
-fn ask(policies: &[Arc<AuthorizationPolicy>], who: Option<&SpiffeId>, method: Method, path: &str) -> Verdict {
-    authorize_request(
-        policies,
-        &facts(who),
-        &RequestFacts { method: &method, path, headers: &HeaderMap::new() },
-    )
+fn ask(
+    policies: &[Arc<AuthorizationPolicy>],
+    who: Option<&SpiffeId>,
+    method: &Method,
+    path: &str,
+) -> Verdict {
+    authorize_request(policies, &facts(who), &RequestFacts { method, path, headers: &HeaderMap::new() })
 }
 
 fn allowed(verdict: &Verdict) -> bool {
@@ -57,7 +58,7 @@ fn allowed(verdict: &Verdict) -> bool {
 fn without_policies_everything_is_allowed() {
     let everything = Verdict::Allow { by: None, audited: vec![] };
     assert_eq!(authorize_connection(&[], &facts(None)), everything);
-    assert_eq!(ask(&[], None, Method::GET, "/"), everything);
+    assert_eq!(ask(&[], None, &Method::GET, "/"), everything);
 }
 
 #[test]
@@ -98,9 +99,9 @@ fn a_deny_on_requests_makes_a_connection_need_http_even_when_allowed() {
     let open = policy("open", PolicyAction::Allow, vec![PolicyRule::default()]);
     for policies in [vec![deny.clone()], vec![open, deny.clone()]] {
         assert_eq!(authorize_connection(&policies, &facts(None)), Verdict::NeedsHttp);
-        assert!(allowed(&ask(&policies, None, Method::GET, "/ok")));
+        assert!(allowed(&ask(&policies, None, &Method::GET, "/ok")));
         assert_eq!(
-            ask(&policies, None, Method::GET, "/admin?x=1"),
+            ask(&policies, None, &Method::GET, "/admin?x=1"),
             Verdict::Deny { by: Some(id("no-admin")) }
         );
     }
@@ -120,14 +121,14 @@ fn a_path_spelled_otherwise_gets_around_neither_deny_nor_allow() {
     let not = PolicyOperation { not_paths: vec![TextMatch::Exact("/public".into())], ..Default::default() };
     let deny_not = [policy("n", PolicyAction::Deny, vec![rule(vec![], vec![not])])];
     for path in ["//admin", "/./admin", "/x/../admin", "/%61dmin", "/%2e/admin", "/admin#x"] {
-        assert!(!allowed(&ask(&deny, None, Method::GET, path)), "{path}");
+        assert!(!allowed(&ask(&deny, None, &Method::GET, path)), "{path}");
     }
     for path in ["//admin", "/x/../admin", "/%61dmin"] {
-        assert!(!allowed(&ask(&allow, None, Method::GET, path)), "{path}");
+        assert!(!allowed(&ask(&allow, None, &Method::GET, path)), "{path}");
     }
-    assert!(allowed(&ask(&allow, None, Method::GET, "/admin?q")));
-    assert!(allowed(&ask(&deny_not, None, Method::GET, "/public")));
-    assert!(!allowed(&ask(&deny_not, None, Method::GET, "/x/../public")));
+    assert!(allowed(&ask(&allow, None, &Method::GET, "/admin?q")));
+    assert!(allowed(&ask(&deny_not, None, &Method::GET, "/public")));
+    assert!(!allowed(&ask(&deny_not, None, &Method::GET, "/x/../public")));
 }
 
 #[test]
@@ -139,7 +140,8 @@ fn every_condition_of_a_rule_counts() {
         f(&mut source);
         vec![policy("p", PolicyAction::Allow, vec![rule(vec![source], vec![])])]
     };
-    let cases: Vec<(&str, Vec<Arc<AuthorizationPolicy>>, Option<&SpiffeId>, bool)> = vec![
+    type Case<'a> = (&'a str, Vec<Arc<AuthorizationPolicy>>, Option<&'a SpiffeId>, bool);
+    let cases: Vec<Case<'_>> = vec![
         ("namespace", source(&|s| s.namespaces = vec!["shop".into()]), Some(&alice), true),
         ("another namespace", source(&|s| s.namespaces = vec!["shop".into()]), Some(&other), false),
         ("nobody's namespace", source(&|s| s.namespaces = vec!["shop".into()]), None, false),
@@ -222,7 +224,7 @@ fn audit_is_told_and_changes_nothing() {
     );
     let policies = [audit, on_get];
     assert_eq!(
-        ask(&policies, None, Method::GET, "/"),
+        ask(&policies, None, &Method::GET, "/"),
         Verdict::Allow { by: None, audited: vec![id("audit"), id("audit-get")] }
     );
 }
