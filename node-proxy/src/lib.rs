@@ -19,6 +19,7 @@ pub mod inbound;
 pub mod kernel_metrics;
 pub mod l7;
 pub mod node;
+pub mod node_metrics;
 pub mod outbound;
 pub mod policy;
 pub mod relay;

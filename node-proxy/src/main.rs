@@ -25,8 +25,8 @@ use weft_node::identity::Identities;
 use weft_node::node::Node;
 use weft_node::settings::{AccessLog, Arguments, Command, Settings};
 use weft_node::snapshot::SnapshotHandle;
-use weft_node::telemetry::{EnvironmentError, LogLevel, OtelSettings, Telemetry, TelemetrySettings};
-use weft_node::{admin, inbound, kernel_metrics, outbound};
+use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
+use weft_node::{admin, inbound, kernel_metrics, node_metrics, outbound};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -115,6 +115,7 @@ async fn run(settings: Settings) -> Result<()> {
     let control = Arc::new(ControlPlane::new(&settings));
     let node = Arc::new(build(settings, &control)?);
     weft_node::l7::metrics::register(&node);
+    node_metrics::publish(&node);
     let enroller = Arc::new(Mutex::new(enroller(&node)?));
     let (passes, requests) = Passes::channel();
     let sink = Sink {
@@ -169,9 +170,9 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
             AccessLog::Errors => LogLevel::Errors,
             AccessLog::All => LogLevel::All,
         },
+        log_sink: settings.access_log_file.clone().map_or(LogSink::Stdout, LogSink::File),
         cluster_domain: settings.cluster_domain.clone(),
         otel: OtelSettings::from_environment().map_err(joined)?,
-        ..TelemetrySettings::default()
     })
     .context("cannot start telemetry")?;
     let kernel = Arc::new(kernel);

@@ -70,9 +70,12 @@ pub struct RunArguments {
     /// Join sockets of one node in the kernel: auto (where the start-up probe passes) or off
     #[arg(long, env = "WEFT_REDIRECT", value_name = "auto|off", default_value = "auto")]
     redirect: String,
-    /// Connections and requests that are logged, on stdout: off, errors or all
+    /// Connections and requests that are logged: off, errors or all
     #[arg(long, env = "WEFT_ACCESS_LOG", value_name = "off|errors|all", default_value = "off")]
     access_log: String,
+    /// File that the access log is appended to, instead of stdout
+    #[arg(long, env = "WEFT_ACCESS_LOG_FILE", value_name = "FILE")]
+    access_log_file: Option<PathBuf>,
     /// How long connections may finish after SIGTERM
     #[arg(long, env = "WEFT_DRAIN_SECONDS", value_name = "SECONDS", default_value = "30")]
     drain_seconds: String,
@@ -129,6 +132,8 @@ pub struct Settings {
     /// Use sk_msg acceleration where the probe passes.
     pub redirect: bool,
     pub access_log: AccessLog,
+    /// None: stdout.
+    pub access_log_file: Option<PathBuf>,
     pub drain: Duration,
     pub cluster_domain: String,
 }
@@ -165,6 +170,7 @@ impl TryFrom<RunArguments> for Settings {
                 &typed.access_log,
                 &[("off", AccessLog::Off), ("errors", AccessLog::Errors), ("all", AccessLog::All)],
             ),
+            access_log_file: typed.access_log_file,
             drain: check.seconds("--drain-seconds", &typed.drain_seconds, DRAIN_SECONDS_MAX),
             cluster_domain: check.name("--cluster-domain", Some(typed.cluster_domain)),
         };

@@ -1,12 +1,15 @@
 //! What `/status` answers: the state of the node in one serializable value. Reads, never changes.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
+use weft_ebpf::Feature;
 
 use crate::discovery::ControlStatus;
 use crate::identity::CertificateStatus;
 use crate::node::Node;
+use crate::telemetry::TraceStatus;
 use weft_proto::model::Workload;
 
 /// The node as `weft status` shows it.
@@ -17,12 +20,39 @@ pub struct Status {
     pub kernel_release: String,
     /// Able to serve: in sync, and every enrolled pod is set up or reported below.
     pub ready: bool,
+    /// Why it is not.
+    pub unready: Vec<String>,
     pub draining: bool,
+    pub kernel: KernelStatus,
+    pub traces: TraceStatus,
     pub control: ControlStatus,
     pub pods: Vec<PodStatus>,
     pub certificates: Vec<CertificateStatus>,
     pub connections_live: usize,
     pub resources: usize,
+}
+
+/// What the hooks do and have counted.
+#[derive(Debug, Serialize)]
+pub struct KernelStatus {
+    /// sk_msg is used for new connections.
+    pub redirect: bool,
+    /// Why it is not.
+    pub redirect_reason: Option<String>,
+    /// Why not for sockets that applications accept; None: there too.
+    pub redirect_accepted_reason: Option<String>,
+    pub caveat: Option<String>,
+    /// Those that are not zero.
+    pub events: BTreeMap<&'static str, u64>,
+    pub maps: Vec<MapStatus>,
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct MapStatus {
+    pub map: &'static str,
+    pub entries: usize,
+    pub entries_max: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,12 +109,45 @@ impl Node {
             version: env!("CARGO_PKG_VERSION"),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             ready: self.ready(),
+            unready: self.unready(),
+            kernel: self.kernel_status(),
+            traces: self.telemetry.traces(),
             draining: self.drain.draining.is_cancelled(),
             control: self.control.borrow().clone(),
             pods: snapshot.workloads_of_node(node).map(|workload| self.pod_status(workload)).collect(),
             certificates: self.identities.status(),
             connections_live: self.drain.connections.len(),
             resources: snapshot.resources(),
+        }
+    }
+
+    fn kernel_status(&self) -> KernelStatus {
+        let report = self.kernel.probe_report();
+        let why = |feature: &Feature| match feature {
+            Feature::Available => None,
+            Feature::Off(reason) => Some(reason.clone()),
+        };
+        let redirect = self.kernel.redirect_on();
+        let off = || why(&report.redirect).unwrap_or_else(|| "switched off by --redirect=off".into());
+        let (counters, fill) = (self.kernel.counters(), self.kernel.map_fill());
+        let error = counters.as_ref().err().or(fill.as_ref().err()).map(ToString::to_string);
+        let maps = fill.unwrap_or_default();
+        KernelStatus {
+            redirect,
+            redirect_reason: (!redirect).then(off),
+            redirect_accepted_reason: why(&report.redirect_accepted),
+            caveat: report.caveat.clone(),
+            events: counters
+                .iter()
+                .flat_map(weft_ebpf::Counters::iter)
+                .filter(|(_, count)| *count > 0)
+                .map(|(outcome, count)| (outcome.name(), count))
+                .collect(),
+            maps: maps
+                .into_iter()
+                .map(|(map, entries, entries_max)| MapStatus { map, entries, entries_max })
+                .collect(),
+            error,
         }
     }
 

@@ -1,11 +1,13 @@
 //! Runs the enroller: at each new snapshot on request, and again as long as something is missing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
+use weft_proto::model::Workload;
 
 use super::Enroller;
 use crate::node::Node;
@@ -54,10 +56,21 @@ pub async fn run(
         };
         pause = pass(&node, &enroller).await;
         if let Some(done) = done {
+            retire_tunnels(&node);
             // Whoever asked may have gone.
             let _ = done.send(());
         }
     }
+}
+
+/// Tunnels of pods that are going or gone, at either end, take no new streams; live ones finish.
+fn retire_tunnels(node: &Node) {
+    let snapshot = node.snapshot.load();
+    let here: HashSet<u64> = node.pods.all().iter().map(|pod| pod.netns.cookie).collect();
+    node.tunnels.retire(|key| {
+        let going = |workload: &Arc<Workload>| workload.terminating || !workload.enrolled;
+        !here.contains(&key.netns_cookie) || snapshot.workload_by_ip(key.to.ip()).is_none_or(going)
+    });
 }
 
 async fn pass(node: &Arc<Node>, enroller: &Arc<Mutex<Enroller>>) -> Duration {

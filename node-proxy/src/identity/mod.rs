@@ -13,6 +13,7 @@ mod tls;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -103,6 +104,8 @@ struct Shared {
     signer: Arc<dyn Signer>,
     /// Counts up when the bundle changes or an identity is withdrawn.
     changes: watch::Sender<u64>,
+    obtained: AtomicU64,
+    failed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -161,6 +164,8 @@ impl Identities {
             provider: tls::provider(),
             signer,
             changes: watch::Sender::new(0),
+            obtained: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         };
         Self {
             shared: Arc::new(shared),
@@ -288,6 +293,11 @@ impl Identities {
             PeerSide::Server => trust.verify_server(leaf, intermediates, handshake_at, &self.shared.provider),
         }
         .is_ok()
+    }
+
+    /// Certificates obtained, and attempts that failed.
+    pub fn rotations(&self) -> (u64, u64) {
+        (self.shared.obtained.load(Relaxed), self.shared.failed.load(Relaxed))
     }
 
     /// Sorted by identity.

@@ -1,6 +1,7 @@
 //! Keeps one identity's certificate fresh: asks, retries, renews at half-life, until told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
@@ -46,6 +47,7 @@ pub(super) async fn keep_fresh(shared: Arc<Shared>, identity: SpiffeId, entry: A
         let wait = match obtained {
             Ok(svid) => {
                 failures = 0;
+                shared.obtained.fetch_add(1, Relaxed);
                 info!(%identity, serial = svid.serial, "certificate obtained");
                 let wait = until_renewal(svid.not_before, svid.not_after, SystemTime::now(), rand::random());
                 entry.obtained(svid);
@@ -53,6 +55,7 @@ pub(super) async fn keep_fresh(shared: Arc<Shared>, identity: SpiffeId, entry: A
             }
             Err(reason) => {
                 failures = failures.saturating_add(1);
+                shared.failed.fetch_add(1, Relaxed);
                 warn!(%identity, reason, failures, "no certificate");
                 entry.failed(reason);
                 retry_pause(failures, rand::random())

@@ -14,11 +14,13 @@ use crate::node::Node;
 use crate::relay::Leg;
 use crate::socket::{self, accept};
 use crate::telemetry::CloseReason;
+use crate::telemetry::metrics::names;
 use crate::tunnel::limits::CONNECT_TIMEOUT;
 
 pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
-    accept::each(listener, until, |tcp, peer, place| {
+    let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "plaintext")]);
+    accept::each(listener, until, limited, |tcp, peer, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             connection(node, pod, tcp, peer).await;

@@ -15,12 +15,14 @@ use crate::identity::{PeerSide, VerifiedPeer};
 use crate::node::Node;
 use crate::socket::{self, accept, is_proxy_port};
 use crate::telemetry::CloseReason;
+use crate::telemetry::metrics::names;
 use crate::tunnel::limits::{CONNECT_TIMEOUT, Timing};
 use crate::tunnel::{Connect, TlsPeer, TunnelError, accept_tls, headers, serve};
 
 pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
-    accept::each(listener, until, |tcp, peer, place| {
+    let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "tunnel")]);
+    accept::each(listener, until, limited, |tcp, peer, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             tunnel(node, pod, tcp, peer).await;
@@ -43,10 +45,13 @@ struct From {
 async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: SocketAddr) {
     let Ok(local) = tcp.local_addr().and_then(|local| socket::tune(&tcp).map(|()| local)) else { return };
     let (remote, local) = (canonical(remote), canonical(local));
-    let TlsPeer { io, peer, chain } = match handshake(&node, &pod, tcp).await {
+    let tls = handshake(&node, &pod, tcp).await;
+    node.tunnels.counts.accepted.count(tls.is_ok());
+    let TlsPeer { io, peer, chain } = match tls {
         Ok(tls) => tls,
         Err(error) => return report_handshake(&node, &pod, remote, local, &error),
     };
+    let _live = node.tunnels.counts.server.tunnels.one();
     let handshake_at = UnixTime::now();
     let from = Arc::new(From { pod: Arc::clone(&pod), peer, remote, local });
     let ending = CancellationToken::new();
@@ -106,6 +111,7 @@ fn report_handshake(
 
 /// One CONNECT.
 async fn stream(node: Arc<Node>, from: Arc<From>, mut connect: Connect) {
+    let _live = node.tunnels.counts.server.streams.one();
     let target = connect.target;
     let incoming = Incoming::new(
         Arc::clone(&from.pod),

@@ -22,6 +22,7 @@ use crate::node::Node;
 use crate::relay::Leg;
 use crate::snapshot::{ServiceEntry, port_protocol};
 use crate::socket::accept;
+use crate::telemetry::metrics::names;
 use crate::telemetry::{CloseReason, Flow, Party, Reporter, Security};
 use stages::{Accepted, Stop, Targeted};
 
@@ -39,7 +40,8 @@ pub enum Target {
 /// Accepts what a pod's application connects to, until `pod.released` or `node.drain.draining`.
 pub async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
-    accept::each(listener, until, |tcp, client, place| {
+    let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "outbound")]);
+    accept::each(listener, until, limited, |tcp, client, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             connection(&node, Accepted::new(pod, tcp, client)).await;

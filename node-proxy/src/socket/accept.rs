@@ -9,23 +9,29 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::metrics::Counter;
+
 /// Live connections of one pod in one direction. One pod's storm must not take the descriptors of the others; beyond
 /// it, connections wait in the listener's backlog.
 pub const CONNECTIONS_PER_POD_MAX: usize = 16_384;
 /// Pause after EMFILE and its like: the connection stays in the backlog, so trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `until` or the listener breaks. `serve` gets each connection with the place that it takes, and must
+/// Accepts until `until` or the listener breaks. `limited` counts how often the limit was met. `serve` gets each connection with the place that it takes, and must
 /// return at once (spawn).
 pub async fn each(
     listener: TcpListener,
     until: impl Future<Output = ()>,
+    limited: Counter,
     mut serve: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_PER_POD_MAX));
     let mut until = std::pin::pin!(until);
     loop {
         let accepted = async {
+            if places.available_permits() == 0 {
+                limited.increment();
+            }
             let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
             (listener.accept().await, place)
         };

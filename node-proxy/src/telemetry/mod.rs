@@ -139,6 +139,16 @@ pub enum TelemetryError {
     Thread(#[source] io::Error),
 }
 
+/// The exporter, for `/status`.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct TraceStatus {
+    /// None: off.
+    pub endpoint: Option<String>,
+    pub exported: u64,
+    pub dropped: u64,
+    pub failed_calls: u64,
+}
+
 struct Inner {
     started: Instant,
     metrics: Metrics,
@@ -149,6 +159,7 @@ struct Inner {
     sampler: Sampler,
     /// None: no spans are made here.
     spans: Option<SpanQueue>,
+    endpoint: Option<String>,
 }
 
 /// The sinks: metrics, spans, access log. Cheap to clone.
@@ -174,6 +185,7 @@ impl Telemetry {
                 propagators: settings.otel.propagators,
                 sampler: settings.otel.sampler,
                 spans,
+                endpoint: settings.otel.export.as_ref().map(|export| export.endpoint.to_string()),
             }),
         })
     }
@@ -203,6 +215,19 @@ impl Telemetry {
         inner.metrics.gauge(&names::REQUESTS_LIVE, &[]).set(metrics::to_f64(counts.requests));
         inner.tally.unlisted(counts.unlisted_total);
         inner.metrics.render(format, inner.started.elapsed())
+    }
+
+    /// Where spans go, and what became of them so far.
+    pub fn traces(&self) -> TraceStatus {
+        let count = |family, labels: &[(&str, &str)]| self.counter(family, labels).value();
+        let dropped = |cause| count(&names::SPANS_DROPPED, &[("cause", cause)]);
+        let Some(endpoint) = self.inner.endpoint.clone() else { return TraceStatus::default() };
+        TraceStatus {
+            endpoint: Some(endpoint),
+            exported: count(&names::SPANS_EXPORTED, &[]),
+            dropped: ["queue", "export", "refused"].into_iter().map(dropped).sum(),
+            failed_calls: count(&names::SPAN_EXPORT_FAILURES, &[]),
+        }
     }
 
     /// `/connections`.

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::counts::One;
 use super::headers::{POLICY, REASON};
 use super::limits::{self, Timing};
 use super::{TunnelError, TunnelStream, keepalive};
@@ -55,6 +56,8 @@ struct State {
     requests: Option<SendRequest<Bytes>>,
     streams: usize,
     idle_since: Instant,
+    /// Until its connection ends.
+    _counted: Option<One>,
 }
 
 /// A stream of a tunnel, reserved or open.
@@ -94,7 +97,8 @@ impl Tunnel {
             .enable_push(false);
         let handshake = timeout(limits::CONNECT_TIMEOUT, builder.handshake(io));
         let (requests, connection) = handshake.await.map_err(|_| TunnelError::TimedOut)??;
-        let state = State { requests: Some(requests), streams: 0, idle_since: Instant::now() };
+        let state =
+            State { requests: Some(requests), streams: 0, idle_since: Instant::now(), _counted: None };
         let tunnel = Arc::new(Self { peer, state: Mutex::new(state), changed: Notify::new() });
         tokio::spawn(drive(connection, Arc::clone(&tunnel), timing));
         Ok(tunnel)
@@ -103,6 +107,15 @@ impl Tunnel {
     /// Whose certificate was verified.
     pub fn peer(&self) -> &VerifiedPeer {
         &self.peer
+    }
+
+    /// Counts it until its connection ends.
+    pub(super) fn counted(&self, one: One) {
+        let mut state = self.state.lock();
+        // One that has ended already is no more to be counted.
+        if state.requests.is_some() {
+            state._counted = Some(one);
+        }
     }
 
     /// Takes a place for one more stream, unless the tunnel is full or retired.
@@ -205,5 +218,6 @@ where
         }
     }
     tunnel.retire();
+    tunnel.state.lock()._counted = None;
     // Dropping the connection fails what streams are left.
 }

@@ -4,6 +4,7 @@
 //! reading at [`pool::Pool::open`] (client), [`server::serve`] (server) and [`stream::TunnelStream`] (both).
 
 mod client;
+mod counts;
 mod error;
 pub mod headers;
 mod keepalive;
@@ -15,6 +16,7 @@ mod stream;
 mod tests;
 
 pub use client::{Tunnel, connect_tls};
+pub use counts::Counts;
 pub use error::TunnelError;
 pub use headers::ConnectHead;
 pub use pool::{Pool, PoolKey};

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use weft_proto::identity::SpiffeId;
 
 use super::client::{Reserved, Tunnel};
+use super::counts::Counts;
 use super::{TunnelError, TunnelStream};
 use crate::identity::VerifiedPeer;
 
@@ -50,6 +51,8 @@ struct Entry {
 #[derive(Default)]
 pub struct Pool {
     entries: Mutex<Entries>,
+    /// Of both roles: the one place that every stage reaches.
+    pub counts: Arc<Counts>,
 }
 
 #[derive(Default)]
@@ -103,22 +106,27 @@ impl Pool {
         F: Future<Output = Result<Arc<Tunnel>, TunnelError>> + Send + 'static,
     {
         let mut attempts = 0;
+        let mut waited = false;
         loop {
             let (reserved, peer) = match self.step(key, &dial)? {
                 Step::Use(reserved) => {
+                    if !waited {
+                        self.counts.count_reuse();
+                    }
                     let peer = reserved.peer();
                     (reserved, peer)
                 }
                 Step::Wait(dialled) => {
                     // Once made, it is in the entry: the next round finds it there, unless others were faster.
                     dialled.await?;
+                    waited = true;
                     continue;
                 }
             };
             attempts += 1;
             let answer = timeout(time_out, reserved.open(request.clone())).await;
             match answer.map_err(|_| TunnelError::TimedOut)? {
-                Ok(stream) => return Ok((stream, peer)),
+                Ok(stream) => return Ok((stream.counted(self.counts.client.streams.one()), peer)),
                 Err(TunnelError::Lost(error)) if attempts < OPEN_ATTEMPTS_MAX && never_processed(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -142,8 +150,13 @@ impl Pool {
             return Err(TunnelError::Overloaded);
         }
         let (made, home) = (dial(), Arc::downgrade(&shared));
+        let counts = Arc::clone(&self.counts);
         let running = async move {
             let result = made.await;
+            counts.opened.count(result.is_ok());
+            if let Ok(tunnel) = &result {
+                tunnel.counted(counts.client.tunnels.one());
+            }
             if let Some(home) = home.upgrade() {
                 let mut entry = home.lock();
                 entry.dial = None;

@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::counts::One;
 use super::limits::SEND_BUFFER_BYTES_MAX;
 
 /// Counts the stream as open on its connection for as long as it is held.
@@ -46,6 +47,11 @@ impl TunnelStream {
             sender: Sender { stream: sender, ended: false },
             _slot: slot,
         }
+    }
+    /// Counts it while it is held.
+    pub(super) fn counted(mut self, one: One) -> Self {
+        self._slot = Box::new((self._slot, one));
+        self
     }
     /// Ends both directions at once; the peer's application sees a reset connection.
     pub fn reset(&mut self) {

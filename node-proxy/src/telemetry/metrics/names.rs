@@ -73,11 +73,14 @@ families! {
     CONFIG_PUSHES Counter "weft_config_pushes_total" "Pushes applied."
     CONFIG_APPLIED_TIME Gauge "weft_config_applied_timestamp_seconds" "When the configuration in use was applied, in Unix time."
     CONTROL_CONNECTED Gauge "weft_control_plane_connected" "1 while the stream to the control plane is up."
+    PODS_FAILED Gauge "weft_pods_failed" "Pods of this node that should be in the mesh and are not set up, by what happens to their connections."
+    ACCEPT_LIMITED Counter "weft_accept_limited_total" "Times that a pod had as many connections as it may, and new ones had to wait."
     PODS_ENROLLED Gauge "weft_pods_enrolled" "Pods of this node whose connections go through the mesh."
     KERNEL_MAP_ENTRIES Gauge "weft_kernel_map_entries" "Entries in a kernel map."
     KERNEL_MAP_ENTRIES_MAX Gauge "weft_kernel_map_entries_max" "Entries that a kernel map can hold."
     KERNEL_EVENTS Counter "weft_kernel_events_total" "Outcomes counted by the kernel hooks."
     REDIRECT_BYTES Counter "weft_redirect_bytes_total" "Bytes of local legs, by whether sk_msg took them past the TCP/IP stack."
+    PROBE_PASSED Gauge "weft_kernel_probe_passed" "1 where the start-up probe found the feature to work."
     REDIRECT_ENABLED Gauge "weft_redirect_enabled" "1 where the start-up probe passed and the redirect is on."
 
     // Telemetry about itself.
