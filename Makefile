@@ -6,13 +6,16 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup setup-tests build demo test test-unit test-e2e bench lint clean
+.PHONY: help setup setup-demo setup-tests build demo test test-unit test-e2e bench lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building and running needs (again: a second)
 	@scripts/setup.sh
+
+setup-demo: ## Install what the demo needs besides: tcpdump, and an OpenTelemetry collector where Go is there
+	@scripts/setup.sh --demo
 
 setup-tests: ## Install what the tests need besides
 	@scripts/setup.sh --tests
@@ -21,7 +24,7 @@ build: setup ## Build everything, optimised, into target/release
 	@echo "build: compiling (the first time takes some minutes)"
 	cargo build --release --bins
 
-demo: build ## Bring up a mesh of two nodes and tell its story, with evidence
+demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with evidence
 	$(TARGET)/release/weft demo
 
 test: setup-tests test-unit test-e2e ## Set up what is missing and run every test, kernel tests included

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh: installs what building and running Weft needs, and with --tests what its tests need besides.
+# setup.sh: installs what building and running Weft needs, with --demo what `make demo` needs besides, with --tests what the
+# tests need besides.
 # Can be run again at any time; what is there is left alone, so a second run takes a second.
 # As root on a Debian-like system, with cargo through rustup. See docs/building.md for what is needed and why.
 set -euo pipefail
@@ -13,10 +14,12 @@ RUST_SRC_SUITE=trixie-backports
 CACHE=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}
 
 tests=no
+demo=no
 for argument in "$@"; do
   case $argument in
-    --tests) tests=yes ;;
-    *) echo "usage: $0 [--tests]" >&2; exit 2 ;;
+    --tests) tests=yes demo=yes ;;
+    --demo) demo=yes ;;
+    *) echo "usage: $0 [--demo] [--tests]" >&2; exit 2 ;;
   esac
 done
 
@@ -62,9 +65,9 @@ nft nftables
 curl curl
 cc gcc
 nsenter util-linux"
+  if [ "$demo" = yes ]; then echo "tcpdump tcpdump"; fi
   if [ "$tests" = yes ]; then
-    echo "tcpdump tcpdump
-iperf3 iperf3
+    echo "iperf3 iperf3
 wrk wrk
 redis-server redis-server
 redis-cli redis-tools
@@ -162,7 +165,13 @@ build_collector() {
   local directory=$CACHE/collector-$COLLECTOR_VERSION
   if [ -x "$directory/otelcol" ] && cmp -s e2e/collector/builder.yaml "$directory/builder.yaml.built"; then return; fi
   PATH=$PATH:/usr/local/go/bin
-  have go || fail "the tests' OpenTelemetry collector is built by Go 1.25 or later: put go on the PATH or under /usr/local/go"
+  if ! have go; then
+    if [ "$tests" = yes ]; then
+      fail "the tests' OpenTelemetry collector is built by Go 1.25 or later: put go on the PATH or under /usr/local/go"
+    fi
+    say "no Go here, so no OpenTelemetry collector: the demo takes its traces without one"
+    return
+  fi
   mkdir -p "$directory"
   quietly "OpenTelemetry collector $COLLECTOR_VERSION (two minutes)" compile_collector "$directory"
 }
@@ -185,5 +194,5 @@ install_rust_source
 cargo_tool bpf-linker "$BPF_LINKER_VERSION"
 if [ "$tests" = yes ]; then
   cargo_tool cargo-deny "$CARGO_DENY_VERSION" --no-default-features
-  build_collector
 fi
+if [ "$demo" = yes ]; then build_collector; fi

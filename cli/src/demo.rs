@@ -14,7 +14,7 @@ use clap::Args;
 use weft_e2e::lab::Lab;
 use weft_e2e::story::{self, Step};
 
-/// How long the step that was interrupted may take to notice that its lab is gone.
+/// How long the step that was interrupted may take to notice that its lab is dead.
 const INTERRUPTED_WAIT_MAX: Duration = Duration::from_secs(10);
 /// As a shell reports a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
@@ -58,6 +58,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Tells the steps and takes the lab down. The numbers of those that failed.
 fn tell(arguments: &Arguments, style: Style, interrupted: &AtomicBool) -> Result<Vec<u8>> {
     let mut lab = up(&arguments.name)?;
+    if interrupted.load(Ordering::Acquire) {
+        return Ok(Vec::new());
+    }
     let chosen = |step: &&Step| arguments.step.is_empty() || arguments.step.contains(&step.number);
     let mut failed = Vec::new();
     for step in story::STEPS.iter().filter(chosen) {
@@ -106,7 +109,7 @@ fn tell_one(step: &Step, lab: &mut Lab, style: Style, interrupted: &AtomicBool) 
     }
 }
 
-/// On Ctrl-C or SIGTERM the lab is taken down under the step that runs, which then fails and ends the story.
+/// On Ctrl-C or SIGTERM the lab's processes are ended, so that the step that runs fails and the story ends.
 fn watch_for_interrupt(name: String) -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let told = flag.clone();
@@ -123,8 +126,8 @@ fn watch_for_interrupt(name: String) -> Result<Arc<AtomicBool>> {
         });
         told.store(true, Ordering::Release);
         println!("\ntaking the lab down ...");
-        // What it cannot remove while a step still makes new things, the end of this process removes.
-        let _ = Lab::clean(&name);
+        // Not removed here: a step may be making new things. If the processes cannot be ended, it takes a little longer.
+        let _ = Lab::kill(&name);
         std::thread::sleep(INTERRUPTED_WAIT_MAX);
         let _ = Lab::clean(&name);
         std::process::exit(INTERRUPTED.into());

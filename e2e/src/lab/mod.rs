@@ -154,6 +154,12 @@ impl Lab {
         Self::clean(self.name())
     }
 
+    /// Ends every process of the lab and removes nothing: whoever works with the lab meets errors, and can take it down.
+    pub fn kill(name: &str) -> Result<()> {
+        state::check_name(name)?;
+        cgroup::kill(&cgroup::v2_root()?.join(CGROUP).join(name))
+    }
+
     /// Removes everything that carries the lab's name, whoever left it and whatever state it is in.
     pub fn clean(name: &str) -> Result<()> {
         state::check_name(name)?;
