@@ -78,6 +78,7 @@ fn render(fields: &Map<String, Value>) -> String {
     }
     for (key, value) in fields.iter().filter(|(_, v)| has_table(v)) {
         let block = match value {
+            Value::Object(rows) if rows.values().all(Value::is_object) => object_table(&named(rows)),
             Value::Object(inner) => render(inner),
             list => problems(list).unwrap_or_else(|| object_table(list)),
         };
@@ -86,11 +87,23 @@ fn render(fields: &Map<String, Value>) -> String {
     text
 }
 
-/// A list of objects, or an object that has one.
+/// Objects by name, as a list of objects that know their names.
+fn named(rows: &Map<String, Value>) -> Value {
+    let row = |(name, value): (&String, &Value)| {
+        let mut row = value.clone();
+        row["name"] = name.as_str().into();
+        row
+    };
+    rows.iter().map(row).collect()
+}
+
+/// A list of objects, objects by name, or an object that has such.
 fn has_table(value: &Value) -> bool {
     match value {
         Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_object),
-        Value::Object(fields) => fields.values().any(has_table),
+        Value::Object(fields) => {
+            fields.values().any(has_table) || (!fields.is_empty() && fields.values().all(Value::is_object))
+        }
         _ => false,
     }
 }
@@ -144,12 +157,13 @@ mod tests {
             "revision": 7,
             "probe": {"redirect": true},
             "pods": [{"pod": "shop/a", "state": "enrolled"}, {"pod": "shop/bb"}],
+            "nodes": {"node1": {"acks": 2}},
             "source": {"files": 1, "errors": [{"file": "/a.yaml", "line": 7, "message": "wrong"}]},
         });
         let text = render(status.as_object().unwrap());
         assert_eq!(
             text,
-            "probe: redirect=true\nrevision: 7\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n\
+            "probe: redirect=true\nrevision: 7\nnodes:\n  ACKS  NAME\n  2     node1\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n\
              source:\n  files: 1\n  errors:\n    /a.yaml:7: wrong\n"
         );
     }
