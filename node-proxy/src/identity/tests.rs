@@ -178,7 +178,7 @@ async fn a_certificate_with_anything_wrong_is_refused_on_both_sides() {
             "2 URI names",
             Box::new(|id| {
                 spoiled(&root, id, |leaf| {
-                    leaf.subject_alt_names.push(uri("spiffe://cluster.local/ns/x/sa/y"))
+                    leaf.subject_alt_names.push(uri("spiffe://cluster.local/ns/x/sa/y"));
                 })
             }),
         ),
@@ -188,7 +188,7 @@ async fn a_certificate_with_anything_wrong_is_refused_on_both_sides() {
             "0 URI names",
             Box::new(|id| {
                 spoiled(&root, id, |leaf| {
-                    leaf.subject_alt_names = vec![SanType::DnsName("a.b".try_into().unwrap())]
+                    leaf.subject_alt_names = vec![SanType::DnsName("a.b".try_into().unwrap())];
                 })
             }),
         ),
@@ -204,7 +204,7 @@ async fn a_certificate_with_anything_wrong_is_refused_on_both_sides() {
             "extended key usage",
             Box::new(|id| {
                 spoiled(&root, id, |leaf| {
-                    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]
+                    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
                 })
             }),
         ),

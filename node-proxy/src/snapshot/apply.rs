@@ -70,7 +70,7 @@ impl Snapshot {
             }
             Resource::HttpRoute(route) => {
                 let id = route.id.clone();
-                self.set_route(&id, Some(route), touched);
+                self.set_route(&id, Some(&route), touched);
             }
             Resource::AuthorizationPolicy(policy) => {
                 self.authorization_policies.insert(policy.id.clone(), policy);
@@ -178,17 +178,17 @@ impl Snapshot {
         touched.services.insert(id.clone());
     }
 
-    fn set_route(&mut self, id: &NamespacedName, route: Option<Arc<HttpRoute>>, touched: &mut Touched) {
-        let old = match &route {
+    fn set_route(&mut self, id: &NamespacedName, route: Option<&Arc<HttpRoute>>, touched: &mut Touched) {
+        let old = match route {
             Some(route) => self.routes.insert(id.clone(), Arc::clone(route)),
             None => self.routes.remove(id),
         };
-        let parents_of = |route: &Option<Arc<HttpRoute>>| -> BTreeSet<NamespacedName> {
+        let parents_of = |route: Option<&Arc<HttpRoute>>| -> BTreeSet<NamespacedName> {
             route.iter().flat_map(|route| route.parents.iter().map(|parent| parent.service.clone())).collect()
         };
-        let (before, after) = (parents_of(&old), parents_of(&route));
+        let (before, after) = (parents_of(old.as_ref()), parents_of(route));
         for parent in before.union(&after) {
-            let route = route.as_ref().filter(|_| after.contains(parent));
+            let route = route.filter(|_| after.contains(parent));
             self.change_parts(parent, |parts| {
                 match route {
                     Some(route) => parts.routes.insert(id.clone(), Arc::clone(route)),

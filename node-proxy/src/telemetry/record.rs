@@ -181,13 +181,13 @@ pub(super) struct Trace {
 
 impl Trace {
     /// None when no spans are made here: contexts then pass through as they came.
-    fn open(inner: &Inner, parent: Option<Parent>) -> Option<Arc<Self>> {
+    fn open(inner: &Inner, parent: Option<&Parent>) -> Option<Arc<Self>> {
         inner.spans.as_ref()?;
-        let (id, span, state) = match &parent {
+        let (id, span, state) = match parent {
             Some(parent) => (parent.context.trace, Some(parent.context.span), parent.state.clone()),
             None => (TraceId::from_random(rand::random()), None, String::new()),
         };
-        let sampled = inner.sampler.sample(parent.as_ref(), id);
+        let sampled = inner.sampler.sample(parent, id);
         let own = SpanId::from_random(rand::random());
         Some(Arc::new(Self { id, parent: span, state, sampled, own }))
     }
@@ -216,7 +216,7 @@ impl RequestRecord {
         let live = inner.live.open(flow, Some(start.line()));
         let parent = inner.propagators.extract(start.headers);
         let passing = parent.as_ref().map(|parent| parent.context.trace);
-        let trace = Trace::open(&inner, parent);
+        let trace = Trace::open(&inner, parent.as_ref());
         let trace_id = trace.as_ref().map(|trace| trace.id).or(passing);
         Self { inner, live, trace, trace_id, reporter, previous: None, finished: false }
     }

@@ -98,7 +98,7 @@ fn resource(workload: Option<&Workload>, process: &[(String, String)]) -> Vec<Ke
 }
 
 fn workload_attributes(all: &mut BTreeMap<&str, String>, workload: &Workload) {
-    let first = |names: &[&Arc<str>]| names.iter().find(|name| !name.is_empty()).map(|name| name.to_string());
+    let first = |names: &[&Arc<str>]| names.iter().find(|name| !name.is_empty()).map(ToString::to_string);
     // OpenTelemetry's order for Kubernetes: what the labels say, then the owner's name, then the pod's.
     let service =
         first(&[&workload.canonical_service, &workload.app, &workload.workload_name, &workload.name]);

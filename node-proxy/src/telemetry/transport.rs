@@ -231,7 +231,9 @@ fn authorities(settings: &ExportSettings) -> Result<Vec<u8>, TelemetryError> {
 }
 
 /// Certificate chain and key, both PEM.
-fn client(settings: &ExportSettings) -> Result<Option<(Vec<u8>, Vec<u8>)>, TelemetryError> {
+type PemPair = (Vec<u8>, Vec<u8>);
+
+fn client(settings: &ExportSettings) -> Result<Option<PemPair>, TelemetryError> {
     match (&settings.client_certificate_file, &settings.client_key_file) {
         (Some(certificate), Some(key)) => Ok(Some((read(certificate)?, read(key)?))),
         _ => Ok(None),

@@ -53,11 +53,13 @@ enum Cell {
     Gauge(Gauge),
 }
 
+/// A family with its series, by their labels.
+type Cells = (&'static Family, BTreeMap<String, Cell>);
 type Collect = Box<dyn Fn(&mut Samples) + Send + Sync>;
 
 #[derive(Default)]
 pub(super) struct Own {
-    cells: Mutex<BTreeMap<&'static str, (&'static Family, BTreeMap<String, Cell>)>>,
+    cells: Mutex<BTreeMap<&'static str, Cells>>,
     collectors: Mutex<Vec<Collect>>,
 }
 
