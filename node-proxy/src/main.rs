@@ -172,7 +172,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
         },
         log_sink: settings.access_log_file.clone().map_or(LogSink::Stdout, LogSink::File),
         cluster_domain: settings.cluster_domain.clone(),
-        otel: OtelSettings::from_environment().map_err(joined)?,
+        otel: OtelSettings::from_environment().map_err(|mistakes| joined(&mistakes))?,
     })
     .context("cannot start telemetry")?;
     let kernel = Arc::new(kernel);
@@ -193,7 +193,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
 }
 
 /// All mistakes at once, a line each.
-fn joined(mistakes: Vec<EnvironmentError>) -> anyhow::Error {
+fn joined(mistakes: &[EnvironmentError]) -> anyhow::Error {
     let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
     anyhow::anyhow!("{}", lines.join("\n"))
 }
