@@ -1,6 +1,7 @@
 //! Capturing what crosses the link between the nodes.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -8,16 +9,20 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::process::{Place, signal, start};
-use super::{Lab, cgroup, network, wait};
+use super::{Lab, cgroup, netns, network, wait};
 
 const START_WAIT_MAX: Duration = Duration::from_secs(10);
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Where nobody listens: a connection attempt there marks the end of a capture.
+const MARK_PORT: u16 = 9;
 
 /// A running capture; [`Capture::stop`] gives the packets.
 #[derive(Debug)]
 pub struct Capture {
     file: PathBuf,
     group: PathBuf,
+    underlay: String,
+    node: Ipv4Addr,
 }
 
 impl Lab {
@@ -33,25 +38,44 @@ impl Lab {
         let group = self.cgroup().join("tools").join(format!("capture-{node}"));
         let mut command = Command::new("tcpdump");
         command.args(["-i", node, "-U", "-s", "0", "--immediate-mode", "-Z", "root", "-w"]);
-        command.arg(&file).arg(filter);
-        let place =
-            Place { netns: network::underlay_netns(self.name()), cgroup: group.clone(), files: Vec::new() };
+        command.arg(&file).arg(format!("({filter}) or (tcp port {MARK_PORT})"));
+        let underlay = network::underlay_netns(self.name());
+        let place = Place { netns: underlay.clone(), cgroup: group.clone(), files: Vec::new() };
         start(command, &place, &log)?;
         wait::until_true(START_WAIT_MAX, "tcpdump listens", || {
             fs::read_to_string(&log).is_ok_and(|l| l.contains("listening on"))
         })
         .with_context(|| super::mesh::tail(&log))?;
-        Ok(Capture { file, group })
+        let node = network::node_ip(network::node_index(node)?);
+        Ok(Capture { file, group, underlay, node })
     }
 }
 
 impl Capture {
     /// Ends the capture and reads it.
     pub fn stop(self) -> Result<Packets> {
+        self.wait_for_mark()?;
         signal(&self.group, rustix::process::Signal::INT);
         cgroup::wait_empty(&self.group, STOP_WAIT_MAX)?;
-        let bytes = fs::read(&self.file).with_context(|| self.file.display().to_string())?;
-        Packets::parse(&bytes)
+        let mut packets = self.read()?;
+        packets.segments.retain(|s| !s.is_mark());
+        Ok(packets)
+    }
+
+    fn read(&self) -> Result<Packets> {
+        Packets::parse(&fs::read(&self.file).with_context(|| self.file.display().to_string())?)
+    }
+
+    /// On a loaded machine tcpdump lags behind, and forgets what it has not read when it is ended. So a last packet is
+    /// sent over the link, and waited for.
+    fn wait_for_mark(&self) -> Result<()> {
+        let to = SocketAddr::from((self.node, MARK_PORT));
+        // Refused, as it should be: what counts is the packet.
+        let _ = netns::inside(&self.underlay, || TcpStream::connect_timeout(&to, STOP_WAIT_MAX).map(drop))?;
+        wait::until(STOP_WAIT_MAX, || {
+            let seen = self.read()?.segments.iter().any(Segment::is_mark);
+            seen.then_some(()).context("tcpdump did not see the packet that marks the end")
+        })
     }
 }
 
@@ -66,6 +90,12 @@ pub struct Segment {
     pub source_port: u16,
     pub destination_port: u16,
     pub payload: Vec<u8>,
+}
+
+impl Segment {
+    fn is_mark(&self) -> bool {
+        [self.source_port, self.destination_port].contains(&MARK_PORT)
+    }
 }
 
 const PCAP_HEADER_BYTES: usize = 24;
