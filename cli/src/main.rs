@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod lab;
 mod status;
+mod summary;
 mod table;
 
 use std::process::ExitCode;

@@ -1,5 +1,7 @@
 //! `weft status`: what the control plane and the nodes answer on `/status`, side by side.
 
+use std::time::SystemTime;
+
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
@@ -7,6 +9,7 @@ use weft_e2e::lab::{Admin, Lab};
 
 use crate::Format;
 use crate::lab::Name;
+use crate::summary::summary;
 use crate::table::table;
 
 #[derive(Debug, Args)]
@@ -19,6 +22,9 @@ pub(crate) struct Arguments {
     admin: Vec<Admin>,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// Everything that was answered, not only the summary
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -33,7 +39,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let all: Map<String, Value> = answers.iter().map(|(n, a)| (n.clone(), of(a))).collect();
             println!("{}", serde_json::to_string_pretty(&all)?);
         }
-        Format::Table => answers.iter().for_each(|(name, answer)| print_one(name, answer)),
+        Format::Table if arguments.verbose => {
+            answers.iter().for_each(|(name, answer)| print_one(name, answer));
+        }
+        Format::Table => print_summaries(&answers)?,
     }
     let silent: Vec<&str> = answers.iter().filter(|(_, a)| a.is_err()).map(|(n, _)| n.as_str()).collect();
     if !silent.is_empty() {
@@ -51,6 +60,17 @@ fn asked(arguments: &Arguments) -> Result<Vec<(String, Admin)>> {
     let mut all = vec![("control".to_owned(), lab.control_admin())];
     all.extend(lab.nodes().into_iter().map(|n| (n.clone(), lab.node_admin(&n))));
     Ok(all)
+}
+
+fn print_summaries(answers: &[(String, Result<Value>)]) -> Result<()> {
+    let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    for (name, answer) in answers {
+        match answer {
+            Ok(status) => println!("{}", summary(name, status, now_unix_s)),
+            Err(error) => println!("{name}  NO ANSWER: {error:#}\n"),
+        }
+    }
+    Ok(())
 }
 
 fn print_one(name: &str, answer: &Result<Value>) {

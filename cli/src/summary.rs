@@ -1,0 +1,294 @@
+//! What `weft status` shows by default: the state of the control plane and of each node in a few lines for people.
+//!
+//! Pure: answers of `/status` and the time in, text out. What an answer lacks is left out, never made up.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::table::table;
+
+/// The summary of one answer: the control plane's has `nodes`, a node's has `node`.
+pub(crate) fn summary(name: &str, status: &Value, now_unix_s: u64) -> String {
+    if status["nodes"].is_object() {
+        control(name, status, now_unix_s)
+    } else {
+        node(name, status, now_unix_s)
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// `12 s`, `3 min`, `5 h`, `2 d`: as exact as anybody needs.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn ago(unix_s: u64, now_unix_s: u64) -> String {
+    format!("{} ago", span(now_unix_s.saturating_sub(unix_s)))
+}
+
+fn line(out: &mut String, label: &str, shown: &str) {
+    let _ = writeln!(out, "  {label:<13}{shown}");
+}
+
+fn control(name: &str, status: &Value, now: u64) -> String {
+    let ready = if status["ready"] == true { "ready" } else { "NOT READY: the manifests are not read yet" };
+    let mut out = format!("{name}  weft-control {}  {ready}\n", text(&status["version"]));
+    line(&mut out, "trust domain", text(&status["trust_domain"]));
+    let nodes: Vec<_> = status["nodes"].as_object().into_iter().flatten().collect();
+    let in_sync = nodes.iter().filter(|(_, node)| node["in_sync"] == true).count();
+    let revision = &status["revision"];
+    line(&mut out, "nodes", &format!("{in_sync} of {} in sync at revision {revision}", nodes.len()));
+    for (node, state) in &nodes {
+        if state["connected"] != true {
+            line(&mut out, "", &format!("{node} is not connected"));
+        } else if state["in_sync"] != true {
+            let behind = &state["revisions_behind"];
+            line(&mut out, "", &format!("{node} is {behind} revisions behind"));
+        }
+        if let Some(nack) = state["last_nack"].as_object() {
+            let when = ago(nack["unix_s"].as_u64().unwrap_or(now), now);
+            let why: Vec<&str> = list(&nack["refusals"]).map(text).collect();
+            line(&mut out, "refused", &format!("by {node}, {when}: {}", why.join("; ")));
+        }
+    }
+    for (label, kind) in [("error", "errors"), ("warning", "warnings")] {
+        for problem in list(&status["source"][kind]) {
+            let (file, message) = (text(&problem["file"]), text(&problem["message"]));
+            line(&mut out, label, &format!("{file}:{}: {message}", problem["line"]));
+        }
+    }
+    let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
+    for route in list(&status["routes"]).filter(bad) {
+        let (name, parent) = (text(&route["route"]), text(&route["parent"]));
+        let why = format!("{}: {}", text(&route["reason"]), text(&route["message"]));
+        line(&mut out, "route", &format!("{name} at {parent}: {why}"));
+    }
+    out
+}
+
+fn node(name: &str, status: &Value, now: u64) -> String {
+    let reasons: Vec<&str> = list(&status["unready"]).map(text).collect();
+    let ready = match (status["ready"] == true, status["draining"] == true) {
+        (true, _) => "ready".to_owned(),
+        (false, true) => "DRAINING".to_owned(),
+        (false, false) => format!("NOT READY: {}", reasons.join("; ")),
+    };
+    let (version, kernel) = (text(&status["version"]), text(&status["kernel_release"]));
+    let mut out = format!("{name}  weft-node {version}  Linux {kernel}  {ready}\n");
+    line(&mut out, "control", &control_connection(&status["control"], now));
+    for refusal in list(&status["control"]["refused"]) {
+        line(&mut out, "refused", text(refusal));
+    }
+    line(&mut out, "redirect", &redirect(&status["kernel"]));
+    if let Some(map) = fullest_map(&status["kernel"]["maps"]) {
+        line(&mut out, "maps", &map);
+    }
+    if let Some(error) = status["kernel"]["error"].as_str() {
+        line(&mut out, "hooks", error);
+    }
+    line(&mut out, "certificates", &certificates(&status["certificates"], now));
+    for bad in list(&status["certificates"]).filter(|one| one["last_error"].is_string()) {
+        line(&mut out, "", &format!("{}: {}", text(&bad["identity"]), text(&bad["last_error"])));
+    }
+    if let Some(endpoint) = status["traces"]["endpoint"].as_str() {
+        let (sent, lost) = (&status["traces"]["exported"], &status["traces"]["dropped"]);
+        line(&mut out, "traces", &format!("to {endpoint}, {sent} spans exported, {lost} dropped"));
+    }
+    line(&mut out, "connections", &format!("{} tasks live", status["connections_live"]));
+    out.push_str(&pods(&status["pods"]));
+    out
+}
+
+fn control_connection(control: &Value, now: u64) -> String {
+    let mut shown = match control["last_error"].as_str() {
+        _ if control["connected"] == true => "connected".to_owned(),
+        Some(error) => format!("NOT CONNECTED ({error})"),
+        None => "NOT CONNECTED".to_owned(),
+    };
+    if let Some(applied_ms) = control["applied_unix_ms"].as_u64() {
+        let when = ago(applied_ms / 1_000, now);
+        let _ = write!(shown, ", revision {} applied {when}", control["revision"]);
+    }
+    shown
+}
+
+fn redirect(kernel: &Value) -> String {
+    if kernel["redirect"] != true {
+        return format!("off: {}", text(&kernel["redirect_reason"]));
+    }
+    let bytes = |outcome: &str| kernel["events"][outcome].as_u64().unwrap_or(0);
+    let (past, stack) = (bytes("bytes_redirected"), bytes("bytes_stack"));
+    let mut shown = match (past + stack) / 100 {
+        0 => "on".to_owned(),
+        percent => format!("on, {} % of local bytes", past / percent),
+    };
+    if let Some(reason) = kernel["redirect_accepted_reason"].as_str() {
+        let _ = write!(shown, "; not towards applications: {reason}");
+    }
+    shown
+}
+
+/// The map with the largest share of its entries in use.
+fn fullest_map(maps: &Value) -> Option<String> {
+    let share = |map: &Value| {
+        let (used, most) = (map["entries"].as_u64()?, map["entries_max"].as_u64().filter(|most| *most > 0)?);
+        Some((used * 1_000 / most, used, most))
+    };
+    let (map, (_, used, most)) = list(maps)
+        .filter_map(|map| Some((map, share(map)?)))
+        .max_by_key(|(_, (per_mille, ..))| *per_mille)?;
+    let percent = used * 100 / most;
+    Some(format!("fullest: {}, {used} of {most} ({percent} %)", text(&map["map"])))
+}
+
+fn certificates(all: &Value, now: u64) -> String {
+    let ends: Vec<u64> = list(all).filter_map(|one| one["not_after_unix_s"].as_u64()).collect();
+    match ends.iter().min() {
+        None => "none".to_owned(),
+        Some(next) if *next <= now => format!("{}, ONE HAS EXPIRED {}", ends.len(), ago(*next, now)),
+        Some(next) => format!("{}, the next ends in {}", ends.len(), span(next - now)),
+    }
+}
+
+fn pods(all: &Value) -> String {
+    let row = |pod: &Value| {
+        let ips: Vec<&str> = list(&pod["ips"]).map(text).collect();
+        // The trust domain is the same for all.
+        let identity = text(&pod["identity"]);
+        let short = identity.strip_prefix("spiffe://").and_then(|id| id.split_once('/')).map(|(_, id)| id);
+        let reason = pod["reason"].as_str().unwrap_or_default();
+        vec![
+            format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])),
+            text(&pod["state"]).to_owned(),
+            ips.join(","),
+            short.unwrap_or(identity).to_owned(),
+            reason.to_owned(),
+        ]
+    };
+    let mut rows: Vec<_> = list(all).map(row).collect();
+    rows.sort();
+    let table = table(&["POD", "STATE", "IP", "IDENTITY", "REASON"], rows);
+    table.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    #[test]
+    fn a_node_is_summed_up() {
+        let status = json!({
+            "node": "node1", "version": "0.1.0", "kernel_release": "6.1.0", "ready": true, "unready": [],
+            "draining": false, "connections_live": 3,
+            "kernel": {
+                "redirect": true, "redirect_reason": null, "redirect_accepted_reason": "kernels before 6.18",
+                "events": {"bytes_redirected": 750, "bytes_stack": 250}, "error": null,
+                "maps": [{"map": "pods", "entries": 2, "entries_max": 1024},
+                         {"map": "sockets", "entries": 500, "entries_max": 1000}],
+            },
+            "traces": {"endpoint": "http://127.0.0.1:4317/", "exported": 9, "dropped": 0, "failed_calls": 0},
+            "control": {"connected": true, "synced": true, "revision": 12, "last_error": null, "refused": [],
+                        "applied_unix_ms": (NOW - 90) * 1_000},
+            "certificates": [{"identity": "spiffe://cluster.local/ns/shop/sa/web",
+                              "not_after_unix_s": NOW + 7_300, "last_error": null}],
+            "pods": [
+                {"namespace": "shop", "name": "web", "ips": ["10.0.0.2"], "state": "enrolled", "reason": null,
+                 "identity": "spiffe://cluster.local/ns/shop/sa/web"},
+                {"namespace": "shop", "name": "db", "ips": ["10.0.0.3", "fd00::3"], "state": "shut",
+                 "reason": "cannot listen on port 15001 inside the pod", "identity": null},
+            ],
+        });
+        assert_eq!(
+            summary("node1", &status, NOW),
+            "\
+node1  weft-node 0.1.0  Linux 6.1.0  ready
+  control      connected, revision 12 applied 90 s ago
+  redirect     on, 75 % of local bytes; not towards applications: kernels before 6.18
+  maps         fullest: sockets, 500 of 1000 (50 %)
+  certificates 1, the next ends in 2 h
+  traces       to http://127.0.0.1:4317/, 9 spans exported, 0 dropped
+  connections  3 tasks live
+  POD       STATE     IP                IDENTITY        REASON
+  shop/db   shut      10.0.0.3,fd00::3  -               cannot listen on port 15001 inside the pod
+  shop/web  enrolled  10.0.0.2          ns/shop/sa/web
+"
+        );
+    }
+
+    #[test]
+    fn trouble_of_a_node_is_told_first() {
+        let status = json!({
+            "version": "0.1.0", "kernel_release": "5.15", "ready": false, "draining": false,
+            "unready": ["no configuration yet: connection refused"], "connections_live": 0,
+            "kernel": {"redirect": false, "redirect_reason": "switched off by --redirect=off"},
+            "control": {"connected": false, "last_error": "connection refused"},
+        });
+        let shown = summary("n", &status, NOW);
+        for part in [
+            "NOT READY: no configuration yet: connection refused",
+            "NOT CONNECTED (connection refused)",
+            "off: switched off by --redirect=off",
+            "certificates none",
+        ] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+
+    #[test]
+    fn the_control_plane_names_what_is_wrong_and_where() {
+        let status = json!({
+            "version": "0.1.0", "ready": true, "trust_domain": "cluster.local", "revision": 7,
+            "nodes": {
+                "node1": {"connected": true, "in_sync": true, "last_nack": null},
+                "node2": {"connected": true, "in_sync": false, "revisions_behind": 2,
+                          "last_nack": {"unix_s": NOW - 5, "revision": 6, "refusals": ["no such port"]}},
+                "node3": {"connected": false, "in_sync": false},
+            },
+            "source": {"files": 3, "errors": [{"file": "shop.yaml", "line": 4, "message": "no kind"}], "warnings": []},
+            "routes": [
+                {"route": "shop/good", "parent": "shop/web", "accepted": true, "resolved_refs": true,
+                 "reason": "Accepted", "message": ""},
+                {"route": "shop/bad", "parent": "shop/web", "accepted": true, "resolved_refs": false,
+                 "reason": "BackendNotFound", "message": "backend shop/x:80 cannot be resolved"},
+            ],
+        });
+        assert_eq!(
+            summary("control", &status, NOW),
+            "\
+control  weft-control 0.1.0  ready
+  trust domain cluster.local
+  nodes        1 of 3 in sync at revision 7
+               node2 is 2 revisions behind
+  refused      by node2, 5 s ago: no such port
+               node3 is not connected
+  error        shop.yaml:4: no kind
+  route        shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
+"
+        );
+    }
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, shown) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_200, "2 h"), (172_800, "2 d")]
+        {
+            assert_eq!(span(seconds), shown);
+        }
+    }
+}
