@@ -1,4 +1,5 @@
 //! The control plane over real gRPC on loopback, with a scripted node.
+#![expect(clippy::unwrap_used, reason = "all of this file is test code")]
 
 use std::path::Path;
 use std::time::Duration;

@@ -25,7 +25,7 @@ pub fn line_of(document: &str, path: &str) -> usize {
                 && !text.starts_with('#')
                 && (column < own || (column == own && !text.starts_with('-')))
         };
-        if let Some(close) = lines[at + 1..end].iter().position(|line| closes(line)) {
+        if let Some(close) = lines[at + 1..end].iter().position(closes) {
             // An item's further keys stand at its own column.
             if segment.parse::<usize>().is_err() {
                 end = at + 1 + close;
