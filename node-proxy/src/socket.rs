@@ -5,6 +5,7 @@
 //! the descriptor from anywhere. Start reading at [`in_netns`], then [`connect_from`] and [`bind`].
 
 pub mod accept;
+pub mod leg;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

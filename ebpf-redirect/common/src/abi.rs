@@ -139,23 +139,27 @@ pub struct SocketKey {
 pub struct Leg {
     /// `LEG_*`.
     pub path: u32,
-    pub pad: [u8; 4],
+    /// 1: the peer has sent something since this end's last message.
+    pub answered: u32,
     /// Bytes redirected so far.
     pub redirected_bytes: u64,
 }
 
 impl Leg {
-    pub const NEW: Self = Self { path: LEG_UNDECIDED, pad: [0; 4], redirected_bytes: 0 };
+    pub const NEW: Self = Self { path: LEG_UNDECIDED, answered: 0, redirected_bytes: 0 };
 }
 
 pub const LEG_UNDECIDED: u32 = 0;
 pub const LEG_REDIRECT: u32 = 1;
 pub const LEG_STACK: u32 = 2;
 
-/// Bytes redirected in one direction of a connection before it goes on through the stack. The kernel does not hold back
-/// a redirecting sender (256 MiB were queued for a reader that did not read), so this bounds what may lie unread: as
-/// much as a tunnel's connection window.
-pub const REDIRECT_BYTES_MAX: u64 = 16 << 20;
+/// Bytes redirected in one direction of a connection, after which it goes on through the stack as soon as its reader has
+/// answered: a reader that has answered has read, as a rule. Where both queues hold bytes, a reader that takes a partly
+/// filled buffer for the end of what is there (tokio, nginx) may wait for an event that has passed.
+pub const REDIRECT_BYTES_QUIET: u64 = 16 << 20;
+/// ... and after which it goes on through the stack anyway. The kernel does not hold back a redirecting sender (256 MiB
+/// were queued for a reader that did not read), so this bounds what may lie unread.
+pub const REDIRECT_BYTES_MAX: u64 = 64 << 20;
 
 /// Key of `INBOUND_LISTENERS` (SockHash). Each pod's sk_lookup program carries its own namespace's cookie, so two pods
 /// with one address do not meet.

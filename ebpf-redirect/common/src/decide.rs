@@ -5,7 +5,7 @@
 
 use crate::abi::{
     Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_REDIRECT, LEG_STACK, LEG_UNDECIDED, Leg, PodConfig,
-    REDIRECT_BYTES_MAX, SocketAddress, v4_mapped,
+    REDIRECT_BYTES_MAX, REDIRECT_BYTES_QUIET, SocketAddress, v4_mapped,
 };
 use crate::count::Outcome;
 
@@ -193,6 +193,7 @@ pub fn path(leg: &Leg, peer_inserted: impl FnOnce() -> bool) -> u32 {
         LEG_UNDECIDED if peer_inserted() => LEG_REDIRECT,
         LEG_UNDECIDED => LEG_STACK,
         LEG_REDIRECT if leg.redirected_bytes >= REDIRECT_BYTES_MAX => LEG_STACK,
+        LEG_REDIRECT if leg.redirected_bytes >= REDIRECT_BYTES_QUIET && leg.answered != 0 => LEG_STACK,
         decided => decided,
     }
 }

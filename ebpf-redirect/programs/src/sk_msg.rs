@@ -1,5 +1,5 @@
 //! `sk_msg`: puts what one end of a local leg sends straight into the receive queue of the other. Decided for each
-//! direction by its first message; after `REDIRECT_BYTES_MAX` the direction goes on through the stack. Fails open into the stack
+//! direction by its first message; after `REDIRECT_BYTES_QUIET` the direction goes on through the stack. Fails open into the stack
 //! before that decision and closed (an error to the sender) after it.
 
 use aya_ebpf::EbpfContext as _;
@@ -25,8 +25,13 @@ pub fn weft_sk_msg(ctx: SkMsgContext) -> u32 {
     // SAFETY: a map value stays valid while the program runs; a socket's messages are serialised by its lock.
     let leg = unsafe { &mut *leg };
     let mut peer = SocketKey { netns_cookie: own.netns_cookie, local: own.remote, remote: own.local };
-    // SAFETY: only the presence of the entry is used.
-    leg.path = decide::path(leg, || unsafe { LEGS.get(&peer).is_some() });
+    let peers = LEGS.get_ptr_mut(&peer);
+    leg.path = decide::path(leg, || peers.is_some());
+    leg.answered = 0;
+    if let Some(peers) = peers {
+        // SAFETY: a map value stays valid while the program runs; a lone word, so that a race costs a quiet point at most.
+        unsafe { (*peers).answered = 1 };
+    }
     if leg.path != LEG_REDIRECT {
         return stack(bytes);
     }

@@ -15,6 +15,7 @@ use crate::enrol::LocalPod;
 use crate::l7;
 use crate::node::Node;
 use crate::relay;
+use crate::socket::leg::LegIo;
 use crate::telemetry::{ByteCounts, CloseReason, ConnectionRecord};
 
 /// Bytes between the two sides, each way: a few messages, so that neither waits for the other's every turn.
@@ -175,6 +176,7 @@ async fn relay_pipe(
 ) {
     let record = node.telemetry.connection(incoming.flow(node));
     let stop = async { forward::ended(node, incoming, &mut permit, false).await.reason };
-    let reason = relay::run_io(crate::detect::Prefixed::new(first, io), tcp, &record.bytes(), stop).await;
+    let reason =
+        relay::run_io(crate::detect::Prefixed::new(first, io), LegIo::new(tcp), &record.bytes(), stop).await;
     record.finish(reason, None);
 }

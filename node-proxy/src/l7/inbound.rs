@@ -27,6 +27,7 @@ use crate::inbound::Incoming;
 use crate::node::Node;
 use crate::policy::{ConnectionFacts, RequestFacts, Verdict, authorize_request};
 use crate::snapshot::SnapshotHandle;
+use crate::socket::leg::LegIo;
 use crate::telemetry::{CloseReason, RequestRecord, RequestStart, Telemetry};
 
 type Reply = Response<Relay<Served>>;
@@ -120,7 +121,7 @@ impl App {
                 let (sender, connection) = http1::Builder::new()
                     .preserve_header_case(true)
                     .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
-                    .handshake(TokioIo::new(app))
+                    .handshake(TokioIo::new(LegIo::new(app)))
                     .await?;
                 tokio::spawn(async move {
                     // Its error is also the request's, where it is reported.
@@ -137,7 +138,7 @@ impl App {
                     .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
                     .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
                     .max_header_list_size(limits::HEADER_BYTES_MAX)
-                    .handshake(TokioIo::new(app))
+                    .handshake(TokioIo::new(LegIo::new(app)))
                     .await?;
                 tokio::spawn(async move {
                     let _ = connection.await;

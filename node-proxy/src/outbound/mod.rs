@@ -22,6 +22,7 @@ use crate::node::Node;
 use crate::relay::Leg;
 use crate::snapshot::{ServiceEntry, port_protocol};
 use crate::socket::accept;
+use crate::socket::leg::LegIo;
 use crate::telemetry::metrics::names;
 use crate::telemetry::{CloseReason, Flow, Party, Reporter, Security};
 use stages::{Accepted, Stop, Targeted};
@@ -73,7 +74,13 @@ async fn connection(node: &Arc<Node>, accepted: Accepted) {
     let Some(protocol) = protocol else { return opaque::run(node, targeted, first).await };
     let Targeted { tcp, source, target, .. } = targeted;
     let pod = Arc::clone(&source.pod);
-    let serving = l7::outbound::serve(Arc::clone(node), source, target, protocol, Prefixed::new(first, tcp));
+    let serving = l7::outbound::serve(
+        Arc::clone(node),
+        source,
+        target,
+        protocol,
+        Prefixed::new(first, LegIo::new(tcp)),
+    );
     tokio::select! {
         () = serving => {}
         // Requests that are cut off report for themselves when the service is dropped.

@@ -18,6 +18,7 @@ use crate::l7::Reservation;
 use crate::node::Node;
 use crate::relay::{self, Leg};
 use crate::snapshot::ServiceEntry;
+use crate::socket::leg::LegIo;
 use crate::telemetry::{ByteCounts, CloseReason, ConnectionRecord, Party, Security};
 
 /// Endpoints that are tried for one connection before it is refused.
@@ -214,7 +215,9 @@ async fn copy(
     let reason = match io {
         UpstreamIo::Tcp(up) => relay::run(Leg::Tcp(tcp), Leg::Tcp(up), first, &counts, stop).await,
         UpstreamIo::Tunnel(up) => relay::run(Leg::Tcp(tcp), Leg::Tunnel(up), first, &counts, stop).await,
-        UpstreamIo::Local(up) => relay::run_io(Prefixed::new(first, tcp), up, &counts[0], stop).await,
+        UpstreamIo::Local(up) => {
+            relay::run_io(Prefixed::new(first, LegIo::new(tcp)), up, &counts[0], stop).await
+        }
     };
     if let Some(session) = session {
         session.finish(reason);

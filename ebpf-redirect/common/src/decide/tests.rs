@@ -142,12 +142,16 @@ fn an_application_never_takes_the_proxy_for_a_loopback_client() {
 #[test]
 fn a_path_changes_only_towards_the_stack() {
     let leg = |path, redirected_bytes| Leg { path, redirected_bytes, ..Leg::NEW };
+    let answered = |leg| Leg { answered: 1, ..leg };
     for (leg, peer_inserted, expected) in [
         (leg(LEG_UNDECIDED, 0), true, LEG_REDIRECT),
         (leg(LEG_UNDECIDED, 0), false, LEG_STACK),
         (leg(LEG_REDIRECT, 0), false, LEG_REDIRECT),
         (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX - 1), true, LEG_REDIRECT),
         (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX), true, LEG_STACK),
+        (answered(leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET - 1)), true, LEG_REDIRECT),
+        (answered(leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET)), true, LEG_STACK),
+        (leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET), true, LEG_REDIRECT),
         (leg(LEG_STACK, 0), true, LEG_STACK),
     ] {
         assert_eq!(path(&leg, || peer_inserted), expected, "{leg:?}");
