@@ -2,9 +2,20 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
-/// Whether the request asks to leave HTTP after its answer.
+/// Whether the request asks to leave HTTP after its answer. Asking for another version of HTTP is not that: requests
+/// behind it would pass as bytes that no policy sees ("h2c smuggling"). A server may ignore `Upgrade`, and so do we then.
 pub(super) fn wants_upgrade(method: &Method, headers: &HeaderMap) -> bool {
-    method == Method::CONNECT || headers.contains_key(header::UPGRADE)
+    let mut named = headers.get_all(header::UPGRADE).iter().peekable();
+    method == Method::CONNECT || (named.peek().is_some() && !named.any(names_http))
+}
+
+/// `h2c`, `HTTP/2.0`, `h2`, ...; and what cannot be read as a list of protocols.
+fn names_http(value: &HeaderValue) -> bool {
+    let Ok(list) = value.to_str() else { return true };
+    list.split(',').any(|protocol| {
+        let name = protocol.split('/').next().unwrap_or_default().trim();
+        ["http", "h2", "h2c", "h3"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    })
 }
 
 /// Whether the answer does leave HTTP.
@@ -41,4 +52,34 @@ pub(super) fn strip(headers: &mut HeaderMap, upgrade: bool) {
 /// Never taken away on a client's word: what the message is made of.
 fn framing(name: &HeaderName) -> bool {
     [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONNECTION].contains(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_leaves_http_is_an_upgrade() {
+        let wants = |method: Method, values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::UPGRADE, HeaderValue::from_bytes(value).unwrap());
+            }
+            wants_upgrade(&method, &headers)
+        };
+        assert!(wants(Method::CONNECT, &[]) && !wants(Method::GET, &[]));
+        assert!(wants(Method::GET, &[b"websocket"]) && wants(Method::GET, &[b"x", b"y/1"]));
+        let smuggled: [&[&[u8]]; 7] = [
+            &[b"h2c"],
+            &[b"H2C"],
+            &[b"HTTP/2.0"],
+            &[b" h2c , websocket"],
+            &[b"websocket", b"h2c"],
+            &[b"websocket,\th2c"],
+            &[b"websocket\xff"],
+        ];
+        for values in smuggled {
+            assert!(!wants(Method::GET, values), "{values:?}");
+        }
+    }
 }
