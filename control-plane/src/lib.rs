@@ -75,7 +75,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .await
         .with_context(|| format!("listening on {}", settings.listen))?;
     let grpc_address = listener.local_addr()?;
-    let admin = admin::bind(&settings.admin).await.context("admin endpoint")?;
+    let admin =
+        admin::bind(&settings.admin).await.with_context(|| format!("admin endpoint {:?}", settings.admin))?;
     let certificate = Arc::new(ServerCertificate::issue(&world)?);
     let (batches, received) = mpsc::channel(BATCHES_UNDER_WAY_MAX);
     let source = Directory::new(settings.manifests.clone());

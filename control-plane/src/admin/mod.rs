@@ -5,6 +5,9 @@
 mod metrics;
 
 use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,21 +30,40 @@ use crate::world::World;
 /// Enough for a scraper and a few people.
 const CONNECTIONS_MAX: usize = 32;
 const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Of a connection, whatever it does: a client that reads slowly gives its place back.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+/// The Unix socket is its owner's only.
+const SOCKET_MODE: u32 = 0o600;
+/// Waiting for a place; a scraper's retry takes longer than these take.
+const BACKLOG: i32 = 16;
 
 pub enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
 
-pub async fn bind(address: &AdminAddress) -> std::io::Result<Listener> {
+pub async fn bind(address: &AdminAddress) -> io::Result<Listener> {
     match address {
-        AdminAddress::Unix(path) => {
-            // Left by a process that was killed.
-            let _ = std::fs::remove_file(path);
-            UnixListener::bind(path).map(Listener::Unix)
-        }
+        AdminAddress::Unix(path) => bind_unix(path).map(Listener::Unix),
         AdminAddress::Loopback(address) => TcpListener::bind(address).await.map(Listener::Tcp),
     }
+}
+
+/// Takes the place of a socket that a dead process left; of nothing else.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    // On Linux the file gets the mode of the unbound socket (and less by the umask): it is never open to others.
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    rustix::fs::fchmod(&socket, SOCKET_MODE.into())?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
 pub async fn serve(world: Arc<World>, listener: Listener, stop: CancellationToken) {
@@ -68,7 +90,7 @@ pub async fn serve(world: Arc<World>, listener: Listener, stop: CancellationToke
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-async fn accept(listener: &Listener) -> std::io::Result<Box<dyn Stream>> {
+async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
     Ok(match listener {
         Listener::Unix(listener) => Box::new(listener.accept().await?.0),
         Listener::Tcp(listener) => Box::new(listener.accept().await?.0),
@@ -80,12 +102,11 @@ async fn connection(world: Arc<World>, stream: Box<dyn Stream>) {
         let response = answer(&world, &request);
         async move { Ok::<_, Infallible>(response) }
     });
-    let result = hyper::server::conn::http1::Builder::new()
+    let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_WAIT_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = result {
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIME_MAX, connection).await {
         tracing::debug!(%error, "admin connection");
     }
 }
@@ -174,4 +195,27 @@ fn config_dump(world: &World, node: &str) -> serde_json::Value {
         })
         .collect();
     serde_json::json!({ "node": node, "revision": index.revision().0, "resources": resources })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_and_replaces_nothing_but_a_dead_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let live = bind_unix(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
+        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&file, "kept").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(bind_unix(&file).is_err() && bind_unix(&link).is_err());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
+    }
 }

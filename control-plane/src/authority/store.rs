@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, AuthorityError> {
         }
     };
     let chain = read_certificates(&cert)?;
-    let key_pem = fs::read_to_string(&key).map_err(file_error(&key))?;
+    let key_pem = read_key(&key)?;
     let key_pair =
         KeyPair::from_pem(&key_pem).map_err(|e| unusable(&key, format!("is not a usable key: {e}")))?;
     let first = chain.first().ok_or_else(|| unusable(&cert, "holds no certificate"))?;
@@ -73,6 +73,19 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, AuthorityError> {
     let issuer = Issuer::from_ca_cert_der(&first.as_slice().into(), key_pair)
         .map_err(|e| unusable(&cert, e.to_string()))?;
     Ok(Loaded { issuer, chain: intermediates, not_after, roots })
+}
+
+/// The key is an operator's too, so a mode that shows it to others is told and not refused (a mounted Secret has one).
+fn read_key(file: &Path) -> Result<String, AuthorityError> {
+    let found = fs::metadata(file).map_err(file_error(file))?;
+    if found.len() > PEM_BYTES_MAX {
+        return Err(unusable(file, "is too large"));
+    }
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(file = %file.display(), mode = format!("{mode:o}"), "the authority's key is open to others");
+    }
+    fs::read_to_string(file).map_err(file_error(file))
 }
 
 /// A certificate authority, in time, that belongs to this key. Its end.
