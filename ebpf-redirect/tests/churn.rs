@@ -1,6 +1,6 @@
 //! Many short connections of the proxy into one pod: more than there are ports, the client closing first, none refused,
 //! nothing left behind. A binary of its own, because it counts the process's descriptors.
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

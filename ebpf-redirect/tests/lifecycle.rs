@@ -1,6 +1,6 @@
 //! Crash, take-over, replacement and removal: hooks outlive the process and fail closed, a new process takes them over,
 //! and `detach_all` leaves nothing.
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -1,6 +1,6 @@
 //! The proxy's connection to an application: the application sees the client and never the proxy's loopback address,
 //! whoever closes first; a full map refuses; and nothing remains in the maps.
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

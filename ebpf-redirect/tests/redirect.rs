@@ -1,6 +1,6 @@
 //! Acceleration of the local legs: every byte arrives in order with redirect on and off, both halves close by
 //! themselves, a slow reader loses nothing, and the counters say which way the bytes went.
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

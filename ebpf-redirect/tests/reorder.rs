@@ -1,5 +1,5 @@
 //! Bytes that go through the stack without sk_msg seeing them are never overtaken by redirected ones.
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -9,7 +9,7 @@ pub mod identity;
 pub mod model;
 
 /// Generated from `weft/v1/*.proto`. Never used outside the edge modules of node and control plane.
-#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
+#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("weft.v1");
 }

@@ -14,7 +14,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::Server;
 use super::load::Latencies;
 
-#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications)]
+#[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, reason = "generated")]
 mod generated {
     tonic::include_proto!("weft.echo.v1");
 }

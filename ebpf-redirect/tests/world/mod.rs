@@ -2,7 +2,7 @@
 //! and a [`Kernel`] of its own. Nothing has a global name except the cgroup and the pins, which carry the process id
 //! and are removed when the world is dropped.
 #![allow(dead_code, reason = "each test binary uses a part")]
-#![allow(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 #![allow(clippy::assertions_on_constants, reason = "the constant differs between builds")]
 
 use std::fs;

@@ -1,3 +1,5 @@
+//! Promises of balancing: the cheaper and nearer endpoint, ejection with a floor, the retry budget.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -53,8 +53,8 @@ async fn connection(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, client:
 fn check_mode(incoming: &Incoming) -> Result<(), Refusal> {
     match incoming.pod.workload.load().inbound_mode {
         InboundMode::Permissive => Ok(()),
-        // TODO(probes): the kubelet's probes come from the node's own addresses and must pass; the snapshot does not
-        // name those addresses yet. Until then a STRICT pod's probed ports go into `excluded_inbound_ports`.
+        // The kubelet's probes too: the snapshot does not name the node's own addresses. The probed ports of a STRICT
+        // pod go into `weft.dev/exclude-inbound-ports` (docs/node-proxy.md).
         InboundMode::Strict => {
             Err(Refusal::new(CloseReason::PlaintextRefused, "only mutual TLS is let in (STRICT)"))
         }

@@ -1,3 +1,5 @@
+//! Promises of policy: what matches, that DENY wins, that a broader rule never narrows, that paths cannot be disguised.
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

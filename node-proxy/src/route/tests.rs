@@ -1,3 +1,5 @@
+//! Promises of routing: the Gateway API's precedence, weights, filters, and whose routes count for which client.
+
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
