@@ -4,6 +4,7 @@ pub mod admin;
 pub mod authority;
 pub mod index;
 mod listener;
+mod places;
 pub mod push;
 pub mod settings;
 pub mod source;

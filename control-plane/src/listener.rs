@@ -18,6 +18,7 @@ use weft_proto::v1::certificates_server::CertificatesServer;
 use weft_proto::v1::discovery_server::DiscoveryServer;
 
 use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
+use crate::places::{Counted, Places};
 use crate::push::DiscoveryService;
 use crate::world::World;
 
@@ -95,10 +96,11 @@ pub(crate) async fn serve(
 async fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    ready: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
+    ready: mpsc::Sender<std::io::Result<Counted<TlsStream<TcpStream>>>>,
     stop: CancellationToken,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let places = Arc::new(Places::default());
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -109,12 +111,16 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let Some(place) = places.take(peer.ip()) else {
+            tracing::debug!(%peer, "too many connections, in all or from this address");
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let (acceptor, ready) = (acceptor.clone(), ready.clone());
         tokio::spawn(async move {
             let _permit = permit;
             match tokio::time::timeout(HANDSHAKE_WAIT_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),
+                Ok(Ok(io)) => drop(ready.send(Ok(Counted { io, _place: place })).await),
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
                 Err(_) => tracing::debug!(%peer, "handshake took too long"),
             }

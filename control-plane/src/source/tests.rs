@@ -131,6 +131,19 @@ fn a_token_never_shows() {
                 stringData: {node: n1, token: very-secret-very-secret}\n";
     let manifest = manifest::parse("f.yaml", text).unwrap();
     assert!(!format!("{manifest:?}").contains("very-secret"));
+    // Nor where it is not even a string, and the parser would quote it.
+    let yaml = "apiVersion: v1\nkind: Secret\ntype: weft.dev/join-token\nmetadata: {name: j}\n";
+    let json =
+        r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"j"},"stringData":{"token":4815162342}}"#;
+    for (file, text, hidden) in [
+        ("t.json", json.to_owned(), "4815162342"),
+        ("t.yaml", format!("{yaml}stringData: very-secret-very-secret\n"), "very-secret"),
+        ("t.yaml", format!("{yaml}data: {{node: bjE=, token: \"very-secret-!\"}}\n"), "very-secret"),
+    ] {
+        let problems = manifest::parse(file, &text).unwrap_err();
+        assert!(!format!("{problems:?}").contains(hidden), "{problems:?}");
+        assert!(problems[0].message.contains("not shown"), "{problems:?}");
+    }
 }
 
 proptest! {

@@ -17,7 +17,13 @@ pub(super) fn secret(
     document: &Document<'_>,
     warn: &mut dyn FnMut(usize, String),
 ) -> Result<Option<Object>, Refused> {
-    let read: k8s::Secret = read_core(document, warn)?;
+    // The parser's message quotes what it did not expect, which may be the token.
+    let read: k8s::Secret = read_core(document, warn).map_err(|refused| Refused {
+        line: refused.line,
+        message: "this Secret is not one: every value of stringData must be a quoted string, of data base64 \
+                  (values are not shown)"
+            .to_owned(),
+    })?;
     if read.type_.as_deref() != Some(JOIN_TOKEN_TYPE) {
         warn(document.line_of("type"), format!("Secret of a type other than {JOIN_TOKEN_TYPE} is ignored"));
         return Ok(None);
