@@ -1,6 +1,5 @@
 //! Connections into an enrolled pod: steered to the proxy with their original destination, except the pod's own and
 //! excluded ports; refused when the proxy's listener is gone. What the application then sees is in `peer.rs`.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -1,6 +1,5 @@
 //! Connects of an enrolled pod: what is intercepted, what the proxy and the application then see, and that a full map
 //! or an absent proxy refuses instead of letting plaintext out.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -1,5 +1,4 @@
 //! Bytes that go through the stack without sk_msg seeing them are never overtaken by redirected ones.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -1,6 +1,5 @@
 //! More than one process or sk_msg user at a time: a take-over while the old process drains, maps of another version, and
 //! a second owner of a socket.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 

@@ -1,5 +1,4 @@
 //! A pod that is enrolled before the proxy listens in it: refused both ways, whatever ports its application has taken.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 
