@@ -76,9 +76,8 @@ pub fn in_netns<T>(netns: BorrowedFd<'_>, make: impl FnOnce() -> io::Result<T>) 
 
 /// A fresh TCP socket inside `netns`, non-blocking.
 fn tcp_in(netns: BorrowedFd<'_>, address: SocketAddr) -> io::Result<Socket> {
-    let socket =
-        in_netns(netns, || Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)))?;
-    socket.set_nonblocking(true)?;
+    let kind = Type::STREAM.nonblocking();
+    let socket = in_netns(netns, || Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -91,6 +90,9 @@ pub fn listen(netns: &Netns, address: SocketAddr) -> io::Result<TcpListener> {
     // A new process must be able to listen while connections of the old one are in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    // Accepted sockets inherit them: five system calls fewer per connection.
+    socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket)?;
     socket.listen(LISTEN_BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -136,6 +138,7 @@ pub async fn connect_from(
     if usage == Use::Tunnel {
         socket.set_tcp_user_timeout(Some(TUNNEL_USER_TIMEOUT))?;
     }
+    keep_alive(&socket)?;
     connect(socket, to, time_out).await
 }
 
@@ -143,6 +146,7 @@ pub async fn connect_from(
 pub struct Unconnected(Socket);
 
 impl Unconnected {
+    /// To somebody of the same kernel, who cannot vanish in silence: without keep-alive.
     pub async fn connect(self, to: SocketAddr, time_out: Duration) -> io::Result<TcpStream> {
         connect(self.0, to, time_out).await
     }
@@ -173,22 +177,19 @@ pub fn loopback_like(address: IpAddr) -> IpAddr {
 }
 
 async fn connect(socket: Socket, to: SocketAddr, time_out: Duration) -> io::Result<TcpStream> {
+    socket.set_tcp_nodelay(true)?;
     let socket = TcpSocket::from_std_stream(socket.into());
-    let stream = tokio::time::timeout(time_out, socket.connect(to))
+    tokio::time::timeout(time_out, socket.connect(to))
         .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    tune(&stream)?;
-    Ok(stream)
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// The options of every connection, made or accepted.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+fn keep_alive(socket: &Socket) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Makes the coming close a reset: the peer sees ECONNRESET instead of an orderly end. Unsent data is discarded.

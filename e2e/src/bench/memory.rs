@@ -38,7 +38,7 @@ pub(super) fn measure(quick: bool, progress: &mut impl FnMut(&str)) -> Result<Ve
     let mut all = Vec::new();
     for pods in PODS {
         progress(&format!("memory with {pods} pods on each node"));
-        let name = format!("bench-m{pods}-{}", std::process::id());
+        let name = format!("bench-memory-{pods}");
         let lab = Lab::up_with(&name, &manifests(pods, &conf), options("auto"))?;
         all.extend(with_lab(&lab, pods, quick).with_context(|| format!("memory with {pods} pods"))?);
         lab.down()?;

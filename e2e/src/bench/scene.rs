@@ -20,7 +20,7 @@ pub(super) const HTTP_PORT: u16 = 8080;
 const OPAQUE_PORT: u16 = 8081;
 const IPERF_PORT: u16 = 5201;
 
-/// The labs, and the files of their pods.
+/// The labs, and the files of their pods. Their names are fixed: what a run that was killed left behind goes with the next one.
 pub(super) struct Scene {
     redirect: Lab,
     plain: Lab,
@@ -41,7 +41,7 @@ impl Scene {
         let conf = write_nginx_conf(files.path())?;
         let manifests = manifests(&conf);
         let lab = |kind: &str, redirect: &str| {
-            let name = format!("bench-{kind}-{}", std::process::id());
+            let name = format!("bench-{kind}");
             let lab = Lab::up_with(&name, &manifests, options(redirect))?;
             await_answers(&lab)?;
             Ok::<_, anyhow::Error>(lab)

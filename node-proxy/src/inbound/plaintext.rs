@@ -12,7 +12,7 @@ use super::{Incoming, Peer, Refusal, application};
 use crate::enrol::LocalPod;
 use crate::node::Node;
 use crate::relay::Leg;
-use crate::socket::{self, accept};
+use crate::socket::accept;
 use crate::telemetry::CloseReason;
 use crate::telemetry::metrics::names;
 use crate::tunnel::limits::CONNECT_TIMEOUT;
@@ -32,7 +32,7 @@ pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListen
 
 async fn connection(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, client: SocketAddr) {
     // sk_lookup steers without rewriting: the local address is where the client wanted to go.
-    let Ok(address) = tcp.local_addr().and_then(|local| socket::tune(&tcp).map(|()| local)) else { return };
+    let Ok(address) = tcp.local_addr() else { return };
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let incoming = Incoming::new(pod, canonical(address), Peer::Anonymous, canonical(client), None);
     let admitted = async {

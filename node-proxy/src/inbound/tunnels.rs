@@ -13,7 +13,7 @@ use super::{Incoming, Peer, Refusal, application};
 use crate::enrol::LocalPod;
 use crate::identity::{PeerSide, VerifiedPeer};
 use crate::node::Node;
-use crate::socket::{self, accept, is_proxy_port};
+use crate::socket::{accept, is_proxy_port};
 use crate::telemetry::CloseReason;
 use crate::telemetry::metrics::names;
 use crate::tunnel::limits::{CONNECT_TIMEOUT, Timing};
@@ -43,7 +43,7 @@ struct From {
 }
 
 async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: SocketAddr) {
-    let Ok(local) = tcp.local_addr().and_then(|local| socket::tune(&tcp).map(|()| local)) else { return };
+    let Ok(local) = tcp.local_addr() else { return };
     let (remote, local) = (canonical(remote), canonical(local));
     let tls = handshake(&node, &pod, tcp).await;
     node.tunnels.counts.accepted.count(tls.is_ok());

@@ -10,7 +10,7 @@ use super::Target;
 use crate::connect::Source;
 use crate::enrol::LocalPod;
 use crate::snapshot::Snapshot;
-use crate::socket::{self, is_proxy_port};
+use crate::socket::is_proxy_port;
 use crate::telemetry::CloseReason;
 
 /// The connection goes no further.
@@ -52,8 +52,6 @@ impl Accepted {
     }
     pub(super) fn redirected(self, kernel: &Kernel) -> Result<Redirected, Stop> {
         let Self { tcp, source } = self;
-        // Nobody reads the options of a connection that is gone: the next read will say so.
-        let _ = socket::tune(&tcp);
         match kernel.original_destination(source.pod.netns.cookie, source.client) {
             Some(wanted) => {
                 let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());

@@ -1,13 +1,15 @@
 //! The halves of a leg: bytes out of a socket or a tunnel's stream, and into one. No byte is copied between them.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind, IoSlice};
+use std::pin::pin;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::tunnel::{Receiver, Sender};
 
@@ -21,17 +23,17 @@ const CHUNKS_MAX: usize = 16;
 const GATHER_BYTES_MAX: usize = 512 << 10;
 
 pub(super) enum Reader<'a> {
-    Tcp { tcp: &'a TcpStream, buffer: BytesMut, size: usize },
+    Tcp { tcp: ReadHalf<'a>, buffer: BytesMut, size: usize },
     Tunnel(&'a mut Receiver),
 }
 
 pub(super) enum Writer<'a> {
-    Tcp(&'a TcpStream),
+    Tcp(WriteHalf<'a>),
     Tunnel(&'a mut Sender),
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn tcp(tcp: &'a TcpStream) -> Self {
+    pub(super) fn tcp(tcp: ReadHalf<'a>) -> Self {
         Self::Tcp { tcp, buffer: BytesMut::new(), size: BUFFER_BYTES_MIN }
     }
 
@@ -52,38 +54,35 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A read that leaves the buffer unfilled is known to have emptied the socket: unlike `try_read`, the read of
+/// `AsyncRead` then waits for the next wake-up without asking the kernel again.
 async fn read(
-    tcp: &TcpStream,
+    tcp: &mut ReadHalf<'_>,
     buffer: &mut BytesMut,
     size: &mut usize,
     chunks: &mut Vec<Bytes>,
 ) -> io::Result<usize> {
-    loop {
+    let length = poll_fn(|cx| {
         // Takes the allocation up again where the rest of the last read left off, or makes a new one.
         if buffer.capacity() < BUFFER_BYTES_MIN.max(*size / 4) {
             buffer.reserve(*size);
         }
         let room = buffer.capacity();
-        match tcp.try_read_buf(buffer) {
-            Ok(0) => return Ok(0),
-            Ok(length) => {
-                if length == room {
-                    *size = (*size * 2).min(BUFFER_BYTES_MAX);
-                } else if length < *size / 4 {
-                    *size = (*size / 2).max(BUFFER_BYTES_MIN);
-                }
-                chunks.push(buffer.split().freeze());
-                return Ok(length);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // Nothing there: a waiting connection holds no buffer.
-                *buffer = BytesMut::new();
-                tcp.readable().await?;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        let read = pin!(tcp.read_buf(buffer)).poll(cx);
+        match &read {
+            Poll::Ready(Ok(length)) if *length == room => *size = (*size * 2).min(BUFFER_BYTES_MAX),
+            Poll::Ready(Ok(length)) if *length < *size / 4 => *size = (*size / 2).max(BUFFER_BYTES_MIN),
+            Poll::Ready(_) => {}
+            // Nothing there: a waiting connection holds no buffer.
+            Poll::Pending => *buffer = BytesMut::new(),
         }
+        read
+    })
+    .await?;
+    if length > 0 {
+        chunks.push(buffer.split().freeze());
     }
+    Ok(length)
 }
 
 async fn gather(receiver: &mut Receiver, chunks: &mut Vec<Bytes>) -> io::Result<usize> {
@@ -127,11 +126,13 @@ impl Writer<'_> {
     /// Half-close.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => match SockRef::from(*tcp).shutdown(std::net::Shutdown::Write) {
-                // The other side closed both directions first: nobody to tell.
-                Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
-                result => result,
-            },
+            Self::Tcp(tcp) => {
+                match SockRef::from(AsRef::<TcpStream>::as_ref(tcp)).shutdown(std::net::Shutdown::Write) {
+                    // The other side closed both directions first: nobody to tell.
+                    Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
+                    result => result,
+                }
+            }
             Self::Tunnel(sender) => sender.finish(),
         }
     }
@@ -154,19 +155,19 @@ impl Writer<'_> {
     }
 }
 
-async fn write_all(tcp: &TcpStream, chunks: &mut [Bytes]) -> io::Result<()> {
+async fn write_all(tcp: &mut WriteHalf<'_>, chunks: &mut [Bytes]) -> io::Result<()> {
     let mut done = 0;
     while done < chunks.len() {
         let rest = &mut chunks[done..];
         let written = match rest {
-            [one] => tcp.try_write(one),
+            [one] => tcp.write(one).await,
             several => {
                 let mut slices = [IoSlice::new(&[]); CHUNKS_MAX];
                 let count = several.len().min(CHUNKS_MAX);
                 for (slice, chunk) in slices.iter_mut().zip(several.iter()) {
                     *slice = IoSlice::new(chunk);
                 }
-                tcp.try_write_vectored(&slices[..count])
+                tcp.write_vectored(&slices[..count]).await
             }
         };
         match written {
@@ -183,7 +184,6 @@ async fn write_all(tcp: &TcpStream, chunks: &mut [Bytes]) -> io::Result<()> {
                     done += 1;
                 }
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => tcp.writable().await?,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -36,7 +36,10 @@ pub enum Leg {
 impl Leg {
     fn halves(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
-            Self::Tcp(tcp) => (Reader::tcp(tcp), Writer::Tcp(tcp)),
+            Self::Tcp(tcp) => {
+                let (reader, writer) = tcp.split();
+                (Reader::tcp(reader), Writer::Tcp(writer))
+            }
             Self::Tunnel(stream) => {
                 (Reader::Tunnel(&mut stream.receiver), Writer::Tunnel(&mut stream.sender))
             }

@@ -57,6 +57,20 @@ async fn a_listener_lives_in_the_namespace_that_was_named() {
 }
 
 #[tokio::test]
+async fn an_accepted_connection_has_the_listeners_options() {
+    let listener = listen(&own(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let connect = TcpStream::connect(listener.local_addr().unwrap());
+    let (accepted, _client) = tokio::join!(listener.accept(), connect);
+    let (accepted, _) = accepted.unwrap();
+    assert!(accepted.nodelay().unwrap());
+    let options = SockRef::from(&accepted);
+    assert!(options.keepalive().unwrap());
+    assert_eq!(options.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+    assert_eq!(options.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+    assert_eq!(options.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+}
+
+#[tokio::test]
 async fn one_port_serves_two_destinations() {
     let netns = fresh();
     in_netns(netns.fd.as_fd(), || {
