@@ -83,6 +83,7 @@ fn detach(pin_dir: &Path) -> Result<()> {
 
 fn start(settings: Settings) -> Result<()> {
     raise_descriptor_limit();
+    avoid_huge_pages();
     // Used by the connection to the control plane; the mesh's own TLS names its provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         warn!("a TLS provider was installed before");
@@ -98,6 +99,16 @@ fn start(settings: Settings) -> Result<()> {
     let result = runtime.block_on(run(settings));
     runtime.shutdown_timeout(SHUTDOWN);
     result
+}
+
+/// The allocator asks for huge pages and gives memory back soon: each time a small buffer needs some again, the kernel
+/// would clear 2 MiB of it. That was 6 % of the proxy's processor time at keep-alive requests, and memory besides.
+fn avoid_huge_pages() {
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: a system call with plain numbers; it concerns pages that are not there yet.
+    if unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, unused, unused, unused) } != 0 {
+        warn!(error = %std::io::Error::last_os_error(), "cannot turn huge pages off");
+    }
 }
 
 /// A node's proxy has some descriptors per connection of every pod; the soft limit is for programs that use select().
