@@ -27,14 +27,17 @@ build: setup ## Build everything, optimised, into target/release
 demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with evidence
 	$(TARGET)/release/weft demo
 
-test: setup-tests test-unit test-e2e ## Set up what is missing and run every test, kernel tests included
+# One selection of packages throughout: another one has other features, and Cargo would build the dependencies again.
+test: setup-tests ## Set up what is missing and run every test, kernel tests included
+	cargo build --workspace --all-targets
+	cargo test --workspace
 
 test-unit: setup-tests ## Run the tests of all crates but e2e (some of them load programs into the kernel)
 	cargo test --workspace --exclude weft-e2e
 
 test-e2e: setup-tests ## Run the tests on a mesh in network namespaces
-	cargo build --bins
-	cargo test -p weft-e2e
+	cargo build --workspace --all-targets
+	cargo test --workspace $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
 
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
