@@ -84,7 +84,9 @@ fn load(lab: &Lab, pods: u16, url: &str, seconds: &str) -> Result<()> {
     for mut one in clients {
         ensure!(one.wait()?.success(), "wrk failed");
     }
-    lab.exec_ok("inside/client-0", &["iperf3", "-c", "10.96.1.1", "-P", "4", "-t", seconds]).map(drop)
+    // By the pod's own address: the connections of one test must meet one server.
+    let server = lab.pod("inside/server-0")?.ips[0].to_string();
+    lab.exec_ok("inside/client-0", &["iperf3", "-c", &server, "-P", "4", "-t", seconds]).map(drop)
 }
 
 fn pss_mib(lab: &Lab) -> Result<Vec<f64>> {
