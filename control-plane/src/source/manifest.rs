@@ -2,14 +2,18 @@
 //!
 //! A document that cannot be used makes the whole file unusable, so that a half-saved file changes nothing.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::kinds::{self, Parsed};
-use super::{Problem, locate};
+use super::{Problem, list, locate};
 
 /// Documents in one file; a file is read whole.
 const DOCUMENTS_MAX: usize = 10_000;
+/// Errors, and warnings, kept of one file: nobody reads more before mending the first.
+const PROBLEMS_OF_A_FILE_MAX: usize = 100;
 
 /// An object and the line of its document.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,10 +39,10 @@ struct Head {
 
 /// One document of a file, as a parser of a kind sees it.
 pub struct Document<'a> {
-    text: &'a str,
+    pub(super) text: Cow<'a, str>,
     /// Line of the file at which it starts, counting from 0.
-    line: usize,
-    json: bool,
+    pub(super) line: usize,
+    pub(super) json: bool,
 }
 
 /// Why a document cannot be used: line of the file, counting from 1, and the reason.
@@ -58,19 +62,21 @@ impl Document<'_> {
             unknown(path, line);
         };
         if self.json {
-            let mut json = serde_json::Deserializer::from_str(self.text);
+            let mut json = serde_json::Deserializer::from_str(&self.text);
             return serde_ignored::deserialize(&mut json, &mut note)
                 .map_err(|e| Refused { line: self.line + e.line().max(1), message: e.to_string() });
         }
-        serde_ignored::deserialize(serde_yaml_ng::Deserializer::from_str(self.text), &mut note).map_err(|e| {
-            let line = e.location().map_or(1, |at| at.line());
-            Refused { line: self.line + line, message: without_location(&e.to_string()) }
-        })
+        serde_ignored::deserialize(serde_yaml_ng::Deserializer::from_str(&self.text), &mut note).map_err(
+            |e| {
+                let line = e.location().map_or(1, |at| at.line());
+                Refused { line: self.line + line, message: without_location(&e.to_string()) }
+            },
+        )
     }
 
     /// Line of the file, counting from 1, of a field.
     pub fn line_of(&self, path: &str) -> usize {
-        self.line + locate::line_of(self.text, path) + 1
+        self.line + locate::line_of(&self.text, path) + 1
     }
 
     pub fn refuse(&self, path: &str, message: impl Into<String>) -> Refused {
@@ -86,33 +92,66 @@ fn without_location(message: &str) -> String {
 /// Reads a file. `Err` holds every document's reason.
 pub fn parse(file: &str, text: &str) -> Result<Manifest, Vec<Problem>> {
     let json = file.ends_with(".json");
-    let documents = if json { vec![Document { text, line: 0, json }] } else { split(text) };
-    let mut manifest = Manifest::default();
-    let mut errors = Vec::new();
-    let problem = |line, message| Problem { file: file.to_owned(), line, message };
+    let documents =
+        if json { vec![Document { text: Cow::Borrowed(text), line: 0, json }] } else { split(text) };
+    let mut reading = Reading { file, manifest: Manifest::default(), errors: Vec::new() };
     if documents.len() > DOCUMENTS_MAX {
-        return Err(vec![problem(1, format!("more than {DOCUMENTS_MAX} documents"))]);
+        return Err(vec![reading.problem(1, format!("more than {DOCUMENTS_MAX} documents"))]);
     }
     for document in documents {
-        let mut warn = |line, message| manifest.warnings.push(problem(line, message));
-        match read(&document, &mut warn) {
-            Ok(parsed) => {
-                let line = document.line_of("kind");
-                manifest.objects.extend(parsed.map(|parsed| Located { parsed, line }));
-            }
-            Err(refused) => errors.push(problem(refused.line, refused.message)),
+        if let Err(refused) = reading.document(&document, false) {
+            reading.refused(refused);
         }
     }
-    if errors.is_empty() { Ok(manifest) } else { Err(errors) }
+    if reading.errors.is_empty() { Ok(reading.manifest) } else { Err(reading.errors) }
 }
 
-fn read(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) -> Result<Option<Parsed>, Refused> {
-    let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
-    if document.text.lines().all(empty) {
-        return Ok(None);
+/// A file half read.
+struct Reading<'a> {
+    file: &'a str,
+    manifest: Manifest,
+    errors: Vec<Problem>,
+}
+
+impl Reading<'_> {
+    fn problem(&self, line: usize, message: String) -> Problem {
+        Problem { file: self.file.to_owned(), line, message }
     }
-    let head: Head = document.read(|_, _| {})?;
-    kinds::read(document, &head.api_version, &head.kind, warn)
+
+    fn refused(&mut self, refused: Refused) {
+        if self.errors.len() < PROBLEMS_OF_A_FILE_MAX {
+            self.errors.push(self.problem(refused.line, refused.message));
+        }
+    }
+
+    fn document(&mut self, document: &Document<'_>, within_list: bool) -> Result<(), Refused> {
+        let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
+        if document.text.lines().all(empty) {
+            return Ok(());
+        }
+        let head: Head = document.read(|_, _| {})?;
+        if list::is_list(&head.api_version, &head.kind) {
+            if within_list {
+                return Err(document.refuse("kind", "a List within a List"));
+            }
+            for item in list::items(document)? {
+                if let Err(refused) = self.document(&item, true) {
+                    self.refused(refused);
+                }
+            }
+            return Ok(());
+        }
+        let (file, warnings) = (self.file, &mut self.manifest.warnings);
+        let mut warn = |line, message| {
+            if warnings.len() < PROBLEMS_OF_A_FILE_MAX {
+                warnings.push(Problem { file: file.to_owned(), line, message });
+            }
+        };
+        let parsed = kinds::read(document, &head.api_version, &head.kind, &mut warn)?;
+        let line = document.line_of("kind");
+        self.manifest.objects.extend(parsed.map(|parsed| Located { parsed, line }));
+        Ok(())
+    }
 }
 
 /// Splits at the `---` lines, so that each document is judged by itself and keeps its place.
@@ -124,12 +163,12 @@ fn split(text: &str) -> Vec<Document<'_>> {
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker {
-            documents.push(Document { text: &text[start..at], line: start_line, json: false });
+            documents.push(Document { text: Cow::Borrowed(&text[start..at]), line: start_line, json: false });
             start = at + line.len();
             start_line = number + 1;
         }
         at += line.len();
     }
-    documents.push(Document { text: &text[start..], line: start_line, json: false });
+    documents.push(Document { text: Cow::Borrowed(&text[start..]), line: start_line, json: false });
     documents
 }

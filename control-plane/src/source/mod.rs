@@ -4,6 +4,7 @@
 
 pub mod directory;
 pub mod kinds;
+mod list;
 pub mod locate;
 pub mod manifest;
 pub mod object;
