@@ -32,6 +32,8 @@ use crate::world::{Metrics, World};
 
 /// How often the extra roots are looked at.
 const ROOTS_INTERVAL: Duration = Duration::from_secs(2);
+/// After a renewal of the listener's certificate that failed.
+const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -135,6 +137,7 @@ async fn renew(world: Arc<World>, certificate: Arc<ServerCertificate>, stop: Can
             _ = renewal.tick() => {
                 if let Err(error) = certificate.renew(&world) {
                     tracing::error!(%error, "the listener's certificate was not renewed");
+                    renewal.reset_after(RENEWAL_RETRY);
                 }
             }
             _ = roots.tick() => match world.authority.refresh_bundle() {

@@ -27,6 +27,8 @@ const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
+/// Streams of one connection: a node has one subscription, and as many requests to sign as pods that start.
+const STREAMS_OF_A_CONNECTION_MAX: u32 = 512;
 /// A Hello names everything a node holds.
 const HELLO_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -86,6 +88,7 @@ pub(crate) async fn serve(
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_WAIT_MAX))
+        .max_concurrent_streams(STREAMS_OF_A_CONNECTION_MAX)
         .add_service(discovery)
         .add_service(certificates)
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop.cancelled_owned())

@@ -21,6 +21,8 @@ use crate::index::Changes;
 
 /// Nodes of a large cluster, twice.
 const SESSIONS_MAX: usize = 10_000;
+/// Nodes whose status is kept, those that went included: autoscaling names nodes anew for ever.
+const STATUSES_MAX: usize = 2 * SESSIONS_MAX;
 /// Upper bounds of the push time histogram, in milliseconds.
 pub const PUSH_MS_BUCKETS: [u64; 8] = [5, 10, 25, 50, 100, 250, 1000, 5000];
 
@@ -114,8 +116,12 @@ impl Hub {
 
     fn join(&self, node: &Arc<str>, agent_version: String) -> Option<Arc<Session>> {
         let mut sessions = self.0.lock();
-        if sessions.by_node.len() >= SESSIONS_MAX {
+        // A node that comes again takes its own place.
+        if sessions.by_node.len() >= SESSIONS_MAX && !sessions.by_node.contains_key(node) {
             return None;
+        }
+        if sessions.status.len() >= STATUSES_MAX && !sessions.status.contains_key(node) {
+            sessions.status.retain(|_, status| status.connected);
         }
         sessions.next_id += 1;
         let session = Arc::new(Session {

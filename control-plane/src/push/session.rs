@@ -22,7 +22,7 @@ const CHUNK_BYTES_MAX: usize = 512 * 1024;
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Time for the transport to take a message.
 const SEND_WAIT_MAX: Duration = Duration::from_secs(60);
-/// Refusals shown in status.
+/// Refusals of one answer shown in status and in the log.
 const REFUSALS_SHOWN_MAX: usize = 20;
 
 type Out = mpsc::Sender<Result<v1::Delta, Status>>;
@@ -220,8 +220,8 @@ impl State<'_> {
                 continue;
             };
             let reason: String = refusal.reason.chars().filter(|c| !c.is_control()).take(512).collect();
-            tracing::warn!(%node, resource = ?key, reason, "the node refused a resource");
             if shown.len() < REFUSALS_SHOWN_MAX {
+                tracing::warn!(%node, resource = ?key, reason, "the node refused a resource");
                 shown.push(format!("{key:?}: {reason}"));
             }
             if let Some(version) = outstanding.outcome.get(&key) {

@@ -24,6 +24,8 @@ const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const FILES_MAX: usize = 20_000;
 /// Symbolic links could make a circle.
 const DEPTH_MAX: usize = 16;
+/// Directories of one root, counted as often as links lead to them: links that fan out must not multiply for ever.
+const DIRECTORIES_MAX: usize = 10_000;
 
 pub struct Directory {
     roots: Vec<PathBuf>,
@@ -153,7 +155,8 @@ impl Scanner {
         self.directory_errors.clear();
         let mut unreadable = Vec::new();
         for root in self.roots.clone() {
-            if let Err(problem) = list(&root, 0, &mut found) {
+            let mut directories = 0;
+            if let Err(problem) = list(&root, 0, &mut directories, &mut found) {
                 unreadable.push(root);
                 self.directory_errors.push(problem);
             }
@@ -278,11 +281,20 @@ impl File {
     }
 }
 
-fn list(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>) -> Result<(), Problem> {
+fn list(
+    directory: &Path,
+    depth: usize,
+    directories: &mut usize,
+    found: &mut BTreeMap<PathBuf, Stamp>,
+) -> Result<(), Problem> {
     use std::os::unix::fs::MetadataExt;
     let problem = |message: String| Problem { file: directory.display().to_string(), line: 1, message };
     if depth > DEPTH_MAX {
         return Err(problem(format!("is more than {DEPTH_MAX} directories deep")));
+    }
+    *directories += 1;
+    if *directories > DIRECTORIES_MAX {
+        return Err(problem(format!("more than {DIRECTORIES_MAX} directories")));
     }
     for entry in std::fs::read_dir(directory).map_err(|e| problem(e.to_string()))? {
         let entry = entry.map_err(|e| problem(e.to_string()))?;
@@ -293,7 +305,7 @@ fn list(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>) ->
         // Follows links; one that dangles (or a file just removed) is not there.
         let Ok(metadata) = std::fs::metadata(&path) else { continue };
         if metadata.is_dir() {
-            list(&path, depth + 1, found)?;
+            list(&path, depth + 1, directories, found)?;
         } else if metadata.is_file()
             && matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json"))
         {

@@ -16,12 +16,12 @@ struct List {
     items: Vec<Value>,
 }
 
-pub fn is_list(api_version: &str, kind: &str) -> bool {
+pub(super) fn is_list(api_version: &str, kind: &str) -> bool {
     (api_version, kind) == ("v1", "List")
 }
 
 /// The items as documents of their own.
-pub fn items<'a>(list: &Document<'a>) -> Result<Vec<Document<'a>>, Refused> {
+pub(super) fn items<'a>(list: &Document<'a>) -> Result<Vec<Document<'a>>, Refused> {
     let List { items } = list.read(|_, _| {})?;
     if items.len() > ITEMS_MAX {
         return Err(list.refuse("items", format!("more than {ITEMS_MAX} items")));

@@ -78,6 +78,38 @@ fn a_name_in_two_files_is_an_error_that_names_both() {
     assert!(error.contains("a.yaml") && error.contains("b.yaml") && error.contains("Namespace a"), "{error}");
 }
 
+#[test]
+fn a_configmap_s_swapped_links_are_read_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, path(name)).unwrap();
+    for (version, name) in [("..v1", "a"), ("..v2", "b")] {
+        fs::create_dir(path(version)).unwrap();
+        fs::write(path(version).join("mesh.yaml"), namespace(name)).unwrap();
+    }
+    link("..v1", "..data");
+    link("..data/mesh.yaml", "mesh.yaml");
+    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    assert_eq!(keys(&scanner.scan(true)), ["=Namespace a"]);
+    link("..v2", "..next");
+    fs::rename(path("..next"), path("..data")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["+Namespace b", "-Namespace a"]);
+}
+
+#[test]
+fn links_in_a_circle_end_and_are_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a.yaml"), namespace("a")).unwrap();
+    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    assert_eq!(keys(&scanner.scan(true)), ["=Namespace a"]);
+    for name in ["x", "y"] {
+        std::os::unix::fs::symlink(directory.path(), directory.path().join(name)).unwrap();
+    }
+    // What was good stays.
+    assert!(!keys(&scanner.scan(false)).contains(&"-Namespace a".to_owned()));
+    assert!(scanner.report().errors.iter().any(|e| e.message.contains("directories")));
+}
+
 fn error_of(text: &str) -> String {
     manifest::parse("f.yaml", text).unwrap_err()[0].to_string()
 }

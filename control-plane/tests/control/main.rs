@@ -1,6 +1,8 @@
 //! The control plane over real gRPC on loopback, with a scripted node.
 #![expect(clippy::unwrap_used, reason = "all of this file is test code")]
 
+mod stream;
+
 use std::path::Path;
 use std::time::Duration;
 
