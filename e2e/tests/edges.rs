@@ -170,6 +170,7 @@ fn a_relabelled_namespace_leaves_and_comes_back_under_load() -> Result<()> {
     // A stream of before lives through all of it.
     let live = ["tcp", "--to", "far:9000", "--mode", "live", "--bytes", "100"];
     let mut held = Running::start(&lab, "mesh/client", &live)?;
+    fixture::wait_in_flight(&lab, "node2", 1.0, 0.0)?;
     for round in 0..2 {
         lab.write_manifest("main", &out)?;
         pods.iter().try_for_each(|pod| lab.wait_mesh_state(pod, "not_enrolled", CHANGE_WAIT_MAX))?;

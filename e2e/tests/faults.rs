@@ -35,16 +35,6 @@ fn wait_served(lab: &Lab, more: u64) -> Result<()> {
     })
 }
 
-/// Waits until the node's proxy has so many connections and requests in flight.
-fn wait_in_flight(lab: &Lab, node: &str, connections: f64, requests: f64) -> Result<()> {
-    wait::until(MENDED_WAIT_MAX, || {
-        let of = |metric| lab.node_admin(node).metric(metric, &[]);
-        let now = (of("weft_connections_live")?, of("weft_requests_live")?);
-        ensure!(now.0 >= connections && now.1 >= requests, "{now:?} connections and requests live on {node}");
-        Ok(())
-    })
-}
-
 #[test]
 fn a_killed_control_plane_is_not_missed_and_comes_back_in_sync() -> Result<()> {
     let lab = lab("nocontrol")?;
@@ -111,7 +101,7 @@ fn a_draining_node_proxy_finishes_what_runs() -> Result<()> {
         let stream = Running::start(&lab, "mesh/client", &stream)?;
         // On node1 those of the client and of the server near it; on node2 those of the server far from it.
         let requests = if node == "node1" { 6.0 } else { 4.0 };
-        wait_in_flight(&lab, node, 1.0, requests)?;
+        fixture::wait_in_flight(&lab, node, 1.0, requests)?;
         lab.stop_node(node)?;
         for running in [running, near] {
             let told = running.told()?;
@@ -131,7 +121,7 @@ fn what_outlives_the_drain_is_ended_at_its_deadline() -> Result<()> {
     let lab = lab("deadline")?;
     let live = ["tcp", "--to", "far:9000", "--mode", "live"];
     let stream = Running::start(&lab, "mesh/client", &live)?;
-    wait_in_flight(&lab, "node1", 1.0, 0.0)?;
+    fixture::wait_in_flight(&lab, "node1", 1.0, 0.0)?;
     let start = std::time::Instant::now();
     lab.stop_node("node1")?;
     let took = start.elapsed();
@@ -148,7 +138,7 @@ fn a_pod_that_goes_away_ends_its_streams() -> Result<()> {
         let mut lab = lab(&format!("gone{server}"))?;
         let to = format!("{server}:9000");
         let stream = Running::start(&lab, "mesh/client", &["tcp", "--to", &to, "--mode", "live"])?;
-        wait_in_flight(&lab, "node1", 1.0, 0.0)?;
+        fixture::wait_in_flight(&lab, "node1", 1.0, 0.0)?;
         let documents: Vec<&str> = MESH.split("---\n").collect();
         let of_it = |d: &&str| !d.contains(&format!("kind: Pod\nmetadata: {{name: {server},"));
         let without: Vec<&str> = documents.into_iter().filter(of_it).collect();

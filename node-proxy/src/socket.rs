@@ -168,11 +168,14 @@ pub fn bind(netns: &Netns, local: IpAddr) -> io::Result<Unconnected> {
     Ok(Unconnected(socket))
 }
 
-/// The loopback address of the same family: where the proxy connects to a pod's own application from.
-pub fn loopback_like(address: IpAddr) -> IpAddr {
+/// Where the proxy connects to a pod's own application, at `address`, from. The hooks know both by being the pod's.
+///
+/// IPv4: loopback, because its ports in TIME_WAIT are used again after a second. IPv6: the same address, because the
+/// kernel does not get a reset from an address of a device to `::1`, so that a closed port would look like a dead one.
+pub fn towards_application(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => address,
     }
 }
 

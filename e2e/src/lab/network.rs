@@ -4,6 +4,7 @@
 //! between two pods of a node passes the node's rules, as it must for Services to work from outside the mesh.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
@@ -116,6 +117,8 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
     let (node, host) = (node_netns(lab, &pod.node), format!("pod{}", pod.slot));
     let gateways: Vec<String> = vec![format!("10.244.{index}.1"), format!("fd00:10:244:{index:x}::1")];
     netns::add(&pod.netns)?;
+    // An earlier pod's namespace, and its device with it, lives on while anything holds it open.
+    remove_device(&node, &host)?;
     let mut on_node = vec![
         format!("link add {host} type veth peer name eth0 netns {}", pod.netns),
         format!("address add {}/32 dev {host}", gateways[0]),
@@ -133,6 +136,12 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
     }
     ip_batch(&node, &on_node)?;
     ip_batch(&pod.netns, &on_pod)
+}
+
+/// Removes a pod's device on its node, if it is there; the pod's end and the routes to it go with it.
+fn remove_device(node: &str, host: &str) -> Result<()> {
+    let there = netns::inside(node, || Path::new("/proc/thread-self/net/dev_snmp6").join(host).exists())?;
+    if there { ip_batch(node, &[format!("link del {host}")]) } else { Ok(()) }
 }
 
 /// Makes a pod's namespace drop every packet that comes in over its link, or stop doing so.

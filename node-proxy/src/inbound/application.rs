@@ -26,9 +26,9 @@ pub(super) async fn connect(
         };
         Refusal::new(reason, format!("the application at {}: {error}", incoming.address))
     };
-    // From loopback: the hooks know by it that this is the proxy's leg and leave it alone, and ports in TIME_WAIT are
-    // used again after a second. To the pod's own address: what an application binds to loopback stays private.
-    let unconnected = socket::bind(netns, socket::loopback_like(incoming.address.ip())).map_err(failed)?;
+    // To the pod's own address: what an application binds to loopback stays private.
+    let unconnected =
+        socket::bind(netns, socket::towards_application(incoming.address.ip())).map_err(failed)?;
     node.kernel.name_peer(&unconnected, incoming.client).map_err(|error| {
         Refusal::new(CloseReason::Overloaded, format!("the peer cannot be named: {error}"))
     })?;

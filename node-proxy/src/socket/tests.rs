@@ -83,7 +83,8 @@ async fn one_port_serves_two_destinations() {
     for port in [8080, 8081] {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = listen(&netns, to).unwrap();
-        let client = bind(&netns, loopback_like(to.ip())).unwrap().connect(to, Duration::from_secs(5)).await;
+        let client =
+            bind(&netns, towards_application(to.ip())).unwrap().connect(to, Duration::from_secs(5)).await;
         clients.push((client.unwrap(), listener));
     }
     assert!(clients.iter().all(|(client, _)| client.local_addr().unwrap().port() == 40000));
