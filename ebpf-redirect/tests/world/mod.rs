@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -75,8 +75,12 @@ impl World {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(weft_ebpf::BUILT, "the kernel programs are missing from this build: run make setup");
-        // Threads of one process may sit in threaded cgroups below the one that the process is in.
-        fs::write(format!("{CGROUP}/cgroup.procs"), std::process::id().to_string()).unwrap();
+        // Threads of one process may sit in threaded cgroups below the one that the process is in. Once: it takes all
+        // threads along, also those that another test of this process has put where its hooks are.
+        static MOVED: Once = Once::new();
+        MOVED.call_once(|| {
+            fs::write(format!("{CGROUP}/cgroup.procs"), std::process::id().to_string()).unwrap();
+        });
         let name = format!("weft-kt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(CGROUP).join(&name);
         for part in ["", "agent", "pod"] {
