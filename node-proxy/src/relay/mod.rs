@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,6 +64,23 @@ enum Side {
     Upstream,
 }
 
+/// Which sides were found reset by a write. The kernel tells of a reset once: after that, reading the same socket looks
+/// like an orderly end, and must not be passed on as one.
+#[derive(Debug, Default)]
+struct Resets {
+    client: AtomicBool,
+    upstream: AtomicBool,
+}
+
+impl Resets {
+    fn of(&self, side: Side) -> &AtomicBool {
+        match side {
+            Side::Client => &self.client,
+            Side::Upstream => &self.upstream,
+        }
+    }
+}
+
 /// How one direction broke: on which side, and how.
 #[derive(Debug)]
 struct Broken {
@@ -87,8 +104,11 @@ pub async fn run(
         let (upstream_reader, upstream_writer) = upstream.halves();
         let sent = |n| counts.iter().for_each(|count| add(&count.sent, n));
         let received = |n| counts.iter().for_each(|count| add(&count.received, n));
-        let forth = pump(client_reader, upstream_writer, first, sent, Side::Client, Side::Upstream);
-        let back = pump(upstream_reader, client_writer, Bytes::new(), received, Side::Upstream, Side::Client);
+        let resets = Resets::default();
+        let forth = pump(client_reader, upstream_writer, first, sent, Side::Client, Side::Upstream, &resets);
+        let none = Bytes::new();
+        let back =
+            pump(upstream_reader, client_writer, none, received, Side::Upstream, Side::Client, &resets);
         tokio::select! {
             ended = both(forth, back) => match ended {
                 Ok(()) => return CloseReason::Ok,
@@ -177,9 +197,15 @@ async fn pump(
     count: impl Fn(usize),
     from_side: Side,
     to_side: Side,
+    resets: &Resets,
 ) -> Result<(), Broken> {
     let read_broke = |error| Broken { side: from_side, error };
-    let write_broke = |error| Broken { side: to_side, error };
+    let write_broke = |error: std::io::Error| {
+        if error.kind() == ErrorKind::ConnectionReset {
+            resets.of(to_side).store(true, Ordering::Relaxed);
+        }
+        Broken { side: to_side, error }
+    };
     let mut chunks = Vec::new();
     if !first.is_empty() {
         let length = first.len();
@@ -202,6 +228,9 @@ async fn pump(
             }
         };
         if taken == 0 {
+            if resets.of(from_side).load(Ordering::Relaxed) {
+                return Err(read_broke(ErrorKind::ConnectionReset.into()));
+            }
             return to.finish().map_err(write_broke);
         }
         to.send(&mut chunks).await.map_err(write_broke)?;
