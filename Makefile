@@ -27,17 +27,19 @@ build: setup ## Build everything, optimised, into target/release
 demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with evidence
 	$(TARGET)/release/weft demo
 
-# One selection of packages throughout: another one has other features, and Cargo would build the dependencies again.
+# The kernel's tests first: right after the labs' namespaces are torn down, `ebpf-redirect/tests/churn` has lost a peer
+# name (docs/kernel.md, Open).
 test: setup-tests ## Set up what is missing and run every test, kernel tests included
+	cargo test --workspace --exclude weft-e2e
 	cargo build --workspace --all-targets
-	cargo test --workspace
+	cargo test -p weft-e2e
 
 test-unit: setup-tests ## Run the tests of all crates but e2e (some of them load programs into the kernel)
 	cargo test --workspace --exclude weft-e2e
 
 test-e2e: setup-tests ## Run the tests on a mesh in network namespaces
 	cargo build --workspace --all-targets
-	cargo test --workspace $(patsubst e2e/tests/%.rs,--test %,$(wildcard e2e/tests/*.rs))
+	cargo test -p weft-e2e
 
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
