@@ -125,8 +125,10 @@ install_rust_source() {
   local library
   library=$(rustc --print sysroot)/lib/rustlib/src/rust/library
   if [ -e "$library/core/src/lib.rs" ]; then return; fi
-  quietly "rust-src by rustup" rustup component add rust-src && return
+  # rustup also says yes where it only believes that the component is there.
+  quietly "rust-src by rustup" rustup component add rust-src && [ -e "$library/core/src/lib.rs" ] && return
   quietly "rust-src by Debian's package" rust_source_from_debian "$library"
+  [ -e "$library/core/src/lib.rs" ] || fail "no source of the Rust library at $library"
 }
 
 # Unpacks the package without adding its suite to the system: own list of sources, own directory of lists.
