@@ -20,7 +20,7 @@ fn main() {
         "programs/Cargo.lock",
         "programs/.cargo",
     ] {
-        println!("cargo::rerun-if-changed={}", here.join(watched).display());
+        watch(&here.join(watched));
     }
     println!("cargo::rerun-if-env-changed=PATH");
     let object = out.join("weft.o");
@@ -33,9 +33,11 @@ fn main() {
     }
 }
 
+/// Cargo runs this again when what was missing is there.
 fn missing_tool() -> Option<&'static str> {
-    let linker = search_path().iter().any(|dir| dir.join("bpf-linker").is_file());
-    if !linker {
+    let path = search_path();
+    if !path.iter().any(|dir| dir.join("bpf-linker").is_file()) {
+        path.iter().for_each(|dir| watch(&dir.join("bpf-linker")));
         return Some("bpf-linker");
     }
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -43,7 +45,12 @@ fn missing_tool() -> Option<&'static str> {
     let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
     // The marker that `-Z build-std` itself looks for.
     let source = sysroot.join("lib/rustlib/src/rust/library/Cargo.lock");
+    watch(&source);
     (!source.is_file()).then_some("rust-src")
+}
+
+fn watch(path: &Path) {
+    println!("cargo::rerun-if-changed={}", path.display());
 }
 
 /// `PATH`, then cargo's own directory of installed programs.
