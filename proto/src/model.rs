@@ -49,6 +49,8 @@ pub struct Mesh {
     pub trust_domain: TrustDomain,
     /// DER. At least one.
     pub roots: Vec<Vec<u8>>,
+    /// Namespaces whose pods are enrolled unless they opt out. Sorted.
+    pub enrolled_namespaces: Vec<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -87,7 +89,7 @@ pub struct Workload {
     pub name: Arc<str>,
     pub service_account: Arc<str>,
     pub node: Arc<str>,
-    /// The first is the primary one. At least one.
+    /// The first is the primary one. Empty: scheduled, and without a sandbox yet.
     pub ips: Vec<IpAddr>,
     pub enrolled: bool,
     pub inbound_mode: InboundMode,
@@ -108,6 +110,8 @@ pub struct Workload {
     pub terminating: bool,
     /// By container port.
     pub port_protocols: BTreeMap<u16, AppProtocol>,
+    /// Ports that the kubelet probes over TCP.
+    pub probe_ports: Vec<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

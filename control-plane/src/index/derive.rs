@@ -163,6 +163,7 @@ impl Index {
             ready: pod.ready && !pod.terminating,
             terminating: pod.terminating,
             port_protocols: self.port_protocols(pod),
+            probe_ports: Vec::new(),
         };
         let own = Workload { authorization_policies: policies.iter().cloned().collect(), ..others.clone() };
         Some(WorkloadEntry {

@@ -132,7 +132,7 @@ impl Index {
 
     /// The trust bundle that every node gets.
     pub fn set_roots(&mut self, roots: Vec<Vec<u8>>) -> Changes {
-        let mesh = Mesh { trust_domain: self.trust_domain.clone(), roots };
+        let mesh = Mesh { trust_domain: self.trust_domain.clone(), roots, enrolled_namespaces: Vec::new() };
         let sent = Some(Sent::new(&Resource::Mesh(Arc::new(mesh))));
         let mut changes = Changes::default();
         if self.mesh != sent {

@@ -132,7 +132,11 @@ fn mesh() -> Resource {
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let root = params.self_signed(&key).unwrap().der().to_vec();
-    Resource::Mesh(Arc::new(Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![root] }))
+    Resource::Mesh(Arc::new(Mesh {
+        trust_domain: "cluster.local".parse().unwrap(),
+        roots: vec![root],
+        enrolled_namespaces: Vec::new(),
+    }))
 }
 
 fn service(name: &str) -> Resource {
@@ -186,6 +190,7 @@ async fn nonsense_is_refused_by_name_and_the_last_good_state_stays_whole() {
     let root_of_nothing = Resource::Mesh(Arc::new(Mesh {
         trust_domain: "cluster.local".parse().unwrap(),
         roots: vec![vec![1, 2, 3]],
+        enrolled_namespaces: Vec::new(),
     }));
     let no_mesh = v1::Delta {
         removals: vec![convert::resource_key_to_wire(&ResourceKey::Mesh)],

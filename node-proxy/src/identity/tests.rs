@@ -72,7 +72,11 @@ fn leaf(id: &str) -> CertificateParams {
 
 fn mesh(roots: &[&Authority]) -> Mesh {
     let trust_domain = "cluster.local".parse::<TrustDomain>().unwrap();
-    Mesh { trust_domain, roots: roots.iter().map(|root| root.certificate.to_vec()).collect() }
+    Mesh {
+        trust_domain,
+        roots: roots.iter().map(|root| root.certificate.to_vec()).collect(),
+        enrolled_namespaces: Vec::new(),
+    }
 }
 
 fn bundle(roots: &[&Authority]) -> TrustCell {

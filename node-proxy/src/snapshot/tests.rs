@@ -36,6 +36,7 @@ fn workload(uid: &str, ip: &str, node: &str, terminating: bool) -> Workload {
         ready: true,
         terminating,
         port_protocols: BTreeMap::new(),
+        probe_ports: Vec::new(),
     }
 }
 

@@ -43,6 +43,7 @@ fn workload(name: &str, service: &str) -> Arc<Workload> {
         ready: true,
         terminating: false,
         port_protocols: std::collections::BTreeMap::new(),
+        probe_ports: Vec::new(),
     })
 }
 

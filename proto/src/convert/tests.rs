@@ -38,7 +38,7 @@ fn refused(kind: v1::Kind, name: &str, body: Body) -> String {
 fn a_bad_workload_is_refused_by_field_and_value() {
     type Break = fn(&mut v1::Workload);
     let cases: [(Break, &str); 8] = [
-        (|w| w.ips.clear(), "ips: \"\""),
+        (|w| w.probe_ports = vec![80, 0], "probe_ports[1]: \"0\""),
         (|w| w.ips = vec!["10.0.0.256".into()], "ips[0]: \"10.0.0.256\""),
         (|w| w.ips = vec!["::ffff:10.0.0.1".into()], "ips[0]"),
         (|w| w.inbound_mode = 9, "inbound_mode: \"9\""),
@@ -54,6 +54,34 @@ fn a_bad_workload_is_refused_by_field_and_value() {
         assert!(error.contains(expected), "{error} does not contain {expected}");
         assert!(error.contains("Workload 0a1b-2c"), "{error}");
     }
+}
+
+#[test]
+fn a_pod_without_a_sandbox_is_valid() {
+    let mut scheduled = workload_wire();
+    scheduled.ips.clear();
+    scheduled.probe_ports = vec![8080, 9090];
+    let sent = wire(v1::Kind::Workload, "0a1b-2c", Body::Workload(scheduled));
+    let (_, _, Resource::Workload(pod)) = resource(sent).unwrap() else { panic!("a workload") };
+    assert!(pod.ips.is_empty());
+    assert_eq!(pod.probe_ports, [8080, 9090]);
+}
+
+#[test]
+fn the_enrolled_namespaces_are_sorted_names() {
+    let mesh = |names: &[&str]| {
+        let enrolled_namespaces = names.iter().map(|name| (*name).to_owned()).collect();
+        let (trust_domain, roots_der) = ("cluster.local".to_owned(), vec![vec![1]]);
+        Body::Mesh(v1::Mesh { trust_domain, roots_der, enrolled_namespaces })
+    };
+    let (_, _, Resource::Mesh(mesh_of_two)) =
+        resource(wire(v1::Kind::Mesh, "mesh", mesh(&["shop", "bank"]))).unwrap()
+    else {
+        panic!("a mesh")
+    };
+    assert_eq!(mesh_of_two.enrolled_namespaces, ["bank".into(), "shop".into()]);
+    let error = refused(v1::Kind::Mesh, "mesh", mesh(&["shop", "../x"]));
+    assert!(error.contains("enrolled_namespaces[1]: \"../x\""), "{error}");
 }
 
 #[test]
@@ -128,8 +156,11 @@ fn a_pattern_matches_the_whole_text_and_shows_what_was_written() {
 
 #[test]
 fn a_version_is_the_same_for_ever() {
-    let mesh =
-        crate::model::Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![vec![1, 2, 3]] };
+    let mesh = crate::model::Mesh {
+        trust_domain: "cluster.local".parse().unwrap(),
+        roots: vec![vec![1, 2, 3]],
+        enrolled_namespaces: Vec::new(),
+    };
     assert_eq!(version_of(&Resource::Mesh(Arc::new(mesh))), Version(7_621_807_247_844_050_620));
 }
 
@@ -192,6 +223,7 @@ fn workload_body() -> impl Strategy<Value = Body> {
                 port_protocols,
                 authorization_policies,
                 excluded_inbound_ports: ports.clone(),
+                probe_ports: ports.clone(),
                 excluded_outbound_ports: ports,
                 excluded_outbound_cidrs: vec!["10.0.0.0/8".into()],
                 enrolled: flags[0],

@@ -9,6 +9,8 @@ use crate::v1;
 const ROOTS_MAX: usize = 16;
 /// Largest root certificate in DER.
 const ROOT_BYTES_MAX: usize = 16 * 1024;
+/// Namespaces of a cluster: Kubernetes itself is tested with 10,000.
+const NAMESPACES_MAX: usize = 65_536;
 
 pub(super) fn mesh(wire: v1::Mesh) -> Result<Mesh, Invalid> {
     let trust_domain = field::parsed("trust_domain", &wire.trust_domain, "a trust domain")?;
@@ -22,11 +24,24 @@ pub(super) fn mesh(wire: v1::Mesh) -> Result<Mesh, Invalid> {
             return Err(Invalid::new(format!("roots_der[{i}]"), root.len(), problem));
         }
     }
-    Ok(Mesh { trust_domain, roots: wire.roots_der })
+    if wire.enrolled_namespaces.len() > NAMESPACES_MAX {
+        let problem = format!("names are more than {NAMESPACES_MAX}");
+        return Err(Invalid::new("enrolled_namespaces", wire.enrolled_namespaces.len(), problem));
+    }
+    let names = wire.enrolled_namespaces.iter().enumerate();
+    let mut enrolled_namespaces = names
+        .map(|(i, name)| field::object_name(&format!("enrolled_namespaces[{i}]"), name))
+        .collect::<Result<Vec<_>, _>>()?;
+    enrolled_namespaces.sort_unstable();
+    Ok(Mesh { trust_domain, roots: wire.roots_der, enrolled_namespaces })
 }
 
 pub(super) fn mesh_to_wire(mesh: &Mesh) -> v1::Mesh {
-    v1::Mesh { trust_domain: mesh.trust_domain.to_string(), roots_der: mesh.roots.clone() }
+    v1::Mesh {
+        trust_domain: mesh.trust_domain.to_string(),
+        roots_der: mesh.roots.clone(),
+        enrolled_namespaces: field::texts(&mesh.enrolled_namespaces),
+    }
 }
 
 fn inbound_mode(wire: i32) -> Result<InboundMode, Invalid> {
@@ -64,10 +79,6 @@ pub(super) fn app_protocol_to_wire(protocol: AppProtocol) -> i32 {
 }
 
 pub(super) fn workload(wire: v1::Workload) -> Result<Workload, Invalid> {
-    let ips = field::ips("ips", wire.ips)?;
-    if ips.is_empty() {
-        return Err(Invalid::new("ips", "", "is empty"));
-    }
     field::bounded("port_protocols", wire.port_protocols.len())?;
     let port_protocols = wire
         .port_protocols
@@ -82,7 +93,7 @@ pub(super) fn workload(wire: v1::Workload) -> Result<Workload, Invalid> {
         name: field::object_name("name", &wire.name)?,
         service_account: field::object_name("service_account", &wire.service_account)?,
         node: field::object_name("node", &wire.node)?,
-        ips,
+        ips: field::ips("ips", wire.ips)?,
         enrolled: wire.enrolled,
         inbound_mode: inbound_mode(wire.inbound_mode)?,
         workload_name: field::required_text("workload_name", &wire.workload_name)?,
@@ -102,6 +113,7 @@ pub(super) fn workload(wire: v1::Workload) -> Result<Workload, Invalid> {
         ready: wire.ready,
         terminating: wire.terminating,
         port_protocols,
+        probe_ports: field::ports("probe_ports", wire.probe_ports)?,
     })
 }
 
@@ -138,5 +150,6 @@ pub(super) fn workload_to_wire(pod: &Workload) -> v1::Workload {
             .iter()
             .map(|(port, protocol)| (u32::from(*port), app_protocol_to_wire(*protocol)))
             .collect(),
+        probe_ports: field::numbers(&pod.probe_ports),
     }
 }

@@ -124,7 +124,11 @@ impl Node {
         });
         let root = cgroups.path().to_owned();
         let enroller = Enroller::new("n1".into(), root, Arc::clone(&maps) as _, start).unwrap();
-        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![vec![1]] };
+        let mesh = Mesh {
+            trust_domain: "cluster.local".parse().unwrap(),
+            roots: vec![vec![1]],
+            enrolled_namespaces: Vec::new(),
+        };
         let (pods, identities) = (Pods::default(), Identities::new(Arc::new(Silent)));
         let snapshot = Snapshot::default().apply(Revision(1), [upsert(Resource::Mesh(Arc::new(mesh)))]);
         Self { cgroups, maps, enroller, pods, identities, snapshot, now: Instant::now() }
@@ -197,6 +201,7 @@ fn workload(uid: &str) -> Workload {
         ready: true,
         terminating: false,
         port_protocols: BTreeMap::new(),
+        probe_ports: Vec::new(),
     }
 }
 

@@ -199,6 +199,7 @@ pub(super) fn workload(name: &str, ip: IpAddr) -> Workload {
         ready: true,
         terminating: false,
         port_protocols: std::collections::BTreeMap::new(),
+        probe_ports: Vec::new(),
     }
 }
 
