@@ -37,6 +37,9 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Longer than the API server lets a watch be silent (a bookmark a minute, an end of the watch after five).
+const WATCH_SILENCE_MAX: Duration = Duration::from_secs(150);
+
 /// A running control plane.
 pub struct Running {
     pub grpc_address: SocketAddr,
@@ -60,12 +63,14 @@ impl Running {
 /// Starts everything that the settings ask for.
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let trust_domain = settings.validate()?;
+    let client = if settings.kubernetes { Some(client().await.context("Kubernetes")?) } else { None };
     let authority = Authority::open(&settings).context("certificate authority")?;
     let mut index = Index::new(trust_domain);
     index.set_roots(authority.bundle());
     let (report_sender, report) = watch::channel(Arc::new(Report::default()));
     let stop = CancellationToken::new();
     let world = Arc::new(World {
+        client,
         index: RwLock::new(index),
         hub: Hub::default(),
         authority,
@@ -93,6 +98,15 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     ];
     tracing::info!(%grpc_address, "weft-control is up");
     Ok(Running { grpc_address, world, stop, tasks })
+}
+
+/// Of KUBECONFIG or ~/.kube/config, else of the cluster that this runs in.
+async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await?;
+    // A watch lives for minutes and says something once a minute; a connection that hangs longer is dead.
+    config.read_timeout = Some(WATCH_SILENCE_MAX);
+    tracing::info!(server = %config.cluster_url, "Kubernetes API server");
+    Ok(kube::Client::try_from(config)?)
 }
 
 async fn serve(

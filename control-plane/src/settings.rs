@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use weft_proto::identity::TrustDomain;
+use weft_proto::identity::{NamespacedName, TrustDomain};
 
 /// A shorter lifetime leaves no time to renew.
 const CERT_LIFETIME_MIN: Duration = Duration::from_secs(30);
@@ -16,23 +16,32 @@ const CERT_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 #[command(
     name = "weft-control",
     version,
-    about = "Weft's control plane: reads manifests, tells each node what it needs, signs workload certificates",
-    after_help = "Nodes connect to --listen with TLS; the certificate names the DNS name weft-control and chains to \
-                  <state-dir>/root.pem, which every node needs. Each node authenticates with the token of a Secret of type \
+    about = "Weft's control plane: reads Kubernetes objects, tells each node what it needs, signs workload certificates",
+    after_help = "Objects come from a Kubernetes API server (--kubernetes) or from directories of manifests (--manifests). Nodes \
+                  connect to --listen with TLS; the certificate names the DNS name weft-control. With --manifests it chains to \
+                  <state-dir>/root.pem, which every node needs, and each node authenticates with the token of a Secret of type \
                   weft.dev/join-token in the manifests."
 )]
 pub struct Settings {
     /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json), read recursively and watched; may be repeated
-    #[arg(long, env = "WEFT_MANIFESTS", value_delimiter = ',', required = true)]
+    #[arg(long, env = "WEFT_MANIFESTS", value_delimiter = ',')]
     pub manifests: Vec<PathBuf>,
+
+    /// Read objects from a Kubernetes API server instead: the one of KUBECONFIG or ~/.kube/config, else of the cluster it runs in
+    #[arg(long, env = "WEFT_KUBERNETES")]
+    pub kubernetes: bool,
+
+    /// Namespace of Weft itself: its Secret, ConfigMap and Leases; its pods are never in the mesh
+    #[arg(long, env = "WEFT_NAMESPACE", default_value = "weft-system")]
+    pub namespace: String,
 
     /// Address that nodes connect to (gRPC over TLS)
     #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
 
-    /// Directory for the authority's key and the published root.pem; made if missing
+    /// Directory for the authority's key and the published root.pem; made if missing; needed with --manifests
     #[arg(long, env = "WEFT_STATE_DIR")]
-    pub state_dir: PathBuf,
+    pub state_dir: Option<PathBuf>,
 
     /// Issuing certificate (PEM), followed by what it chains to; default: made on first start and kept in --state-dir
     #[arg(long, env = "WEFT_CA_CERT", requires = "ca_key")]
@@ -109,6 +118,17 @@ impl Settings {
         if !(CERT_LIFETIME_MIN..=CERT_LIFETIME_MAX).contains(&self.cert_lifetime) {
             mistakes.push(format!("--cert-lifetime: {:?} is not 30s to 90d", self.cert_lifetime));
         }
+        if NamespacedName::new(&self.namespace, &self.namespace).is_err() {
+            mistakes.push(format!("--namespace: {:?} is not a name of a namespace", self.namespace));
+        }
+        match (self.kubernetes, self.manifests.is_empty()) {
+            (true, false) => mistakes.push("--kubernetes and --manifests exclude each other".to_owned()),
+            (false, true) => mistakes.push("--kubernetes or --manifests must be given".to_owned()),
+            (false, false) if self.state_dir.is_none() => {
+                mistakes.push("--state-dir: needed with --manifests".to_owned());
+            }
+            _ => {}
+        }
         for directory in self.manifests.iter().filter(|directory| !directory.is_dir()) {
             mistakes.push(format!("--manifests: {} is not a directory", directory.display()));
         }
@@ -138,12 +158,26 @@ mod tests {
             "--state-dir=/tmp/x",
             "--trust-domain=UPPER",
             "--cert-lifetime=1s",
+            "--kubernetes",
+            "--namespace=Weft",
         ])
         .unwrap();
         let error = settings.validate().unwrap_err().to_string();
-        for part in ["--manifests", "--trust-domain", "--cert-lifetime"] {
+        for part in ["--manifests", "--trust-domain", "--cert-lifetime", "exclude", "--namespace"] {
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn objects_come_from_one_place() {
+        let of = |arguments: &[&str]| {
+            let all = ["weft-control"].iter().chain(arguments);
+            Settings::try_parse_from(all).unwrap().validate().map_err(|e| e.to_string())
+        };
+        assert!(of(&["--kubernetes"]).is_ok());
+        assert!(of(&["--manifests=/", "--state-dir=/tmp/x"]).is_ok());
+        assert!(of(&["--manifests=/"]).unwrap_err().contains("--state-dir"));
+        assert!(of(&[]).unwrap_err().contains("must be given"));
     }
 
     #[test]

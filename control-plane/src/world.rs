@@ -20,6 +20,8 @@ pub struct Metrics {
 }
 
 pub struct World {
+    /// Of the API server, with `--kubernetes`.
+    pub client: Option<kube::Client>,
     /// Held for look-ups only, never across an await.
     pub index: RwLock<Index>,
     pub hub: Hub,

@@ -80,7 +80,7 @@ impl Authority {
             lifetime: settings.cert_lifetime,
             server_names: settings.server_names.clone(),
             extra_roots: settings.extra_roots.clone(),
-            published: settings.state_dir.join(store::ROOT_FILE),
+            published: store::directory(settings)?.join(store::ROOT_FILE),
             bundle: Mutex::default(),
         };
         authority.refresh_bundle()?;

@@ -40,8 +40,13 @@ fn unusable(file: &Path, problem: impl Into<String>) -> AuthorityError {
     AuthorityError::Unusable { file: file.display().to_string(), problem: problem.into() }
 }
 
+pub(super) fn directory(settings: &Settings) -> Result<&Path, AuthorityError> {
+    let directory = settings.state_dir.as_deref();
+    directory.ok_or_else(|| unusable(Path::new("--state-dir"), "is not given"))
+}
+
 pub(super) fn load(settings: &Settings) -> Result<Loaded, AuthorityError> {
-    let directory = &settings.state_dir;
+    let directory = directory(settings)?;
     fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(file_error(directory))?;
     let (cert, key) = match (&settings.ca_cert, &settings.ca_key) {
         (Some(cert), Some(key)) => (cert.clone(), key.clone()),
