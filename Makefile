@@ -49,7 +49,7 @@ lint: setup-tests ## Formatting, clippy without warnings, licences and sources o
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo deny --all-features check licenses bans sources
-	shellcheck scripts/*.sh .ci/run
+	shellcheck scripts/*.sh deploy/*.sh .ci/run
 
 clean: ## Remove labs that were left, and everything built
 	@! [ -x $(TARGET)/release/weft ] || $(TARGET)/release/weft lab down --all
