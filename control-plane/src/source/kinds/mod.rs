@@ -3,14 +3,18 @@
 //! Core kinds: unknown fields are warnings, since Kubernetes has many that Weft does not need. Weft's own kinds and
 //! HTTPRoute: unknown fields are errors, since a misspelt policy must not be taken for a weaker one.
 
+mod bounds;
 mod core;
+pub mod crds;
 mod pod;
-mod policy;
+pub mod policy;
 mod route;
 mod secret;
-mod traffic;
+pub mod traffic;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use weft_proto::convert::Invalid;
 use weft_proto::identity::NamespacedName;
 
@@ -60,6 +64,20 @@ pub fn read(
         }
     };
     Ok(object.map(Parsed::Object))
+}
+
+/// What a strict kind is wrapped in; a field beside these is an error.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Envelope<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: S,
+    #[serde(rename = "status")]
+    _status: Option<IgnoredAny>,
 }
 
 /// A core object, its unknown fields reported as warnings.

@@ -11,7 +11,7 @@ use weft_proto::identity::{NamespacedName, PodUid};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
-use super::{annotation, id_of, label, listed, read_core};
+use super::{Envelope, annotation, id_of, label, listed, read_core};
 
 /// Addresses, place and readiness of a Pod of the same name. Overrides what the Pod's own manifest says.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,17 +21,6 @@ pub struct PodStatus {
     pub node: Option<Arc<str>>,
     pub ips: Vec<IpAddr>,
     pub ready: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct PodStatusWire {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: ObjectMeta,
-    spec: PodStatusSpec,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +39,7 @@ fn yes() -> bool {
 }
 
 pub(super) fn pod_status(document: &Document<'_>) -> Result<PodStatus, Refused> {
-    let read: PodStatusWire = document.read(|_, _| {})?;
+    let read: Envelope<PodStatusSpec> = document.read(|_, _| {})?;
     let spec = read.spec;
     Ok(PodStatus {
         id: id_of(document, &read.metadata)?,

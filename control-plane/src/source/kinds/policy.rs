@@ -1,52 +1,47 @@
 //! `weft.dev/v1alpha1` AuthorizationPolicy.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use weft_proto::{convert, v1};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{AuthorizationPolicyObject, Object};
-use super::{id_of, refused};
+use super::bounds::{
+    self, ENTRIES_MAX, RULES_MAX, Selector, VALUES_MAX, at_most, check_header_name, check_texts,
+};
+use super::crds::{PolicyStatus, some_field};
+use super::{Envelope, id_of, refused};
 
-#[derive(Deserialize)]
+/// Who may talk to the pods that are selected. Deny wins; with any ALLOW policy on a pod, what none of them allows is denied.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, kube::CustomResource)]
 #[serde(deny_unknown_fields)]
-struct Wire {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: ObjectMeta,
-    spec: Spec,
-    #[serde(rename = "status")]
-    _status: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Spec {
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    namespaced,
+    status = "PolicyStatus",
+    shortname = "wap",
+    category = "weft",
+    printcolumn = r#"{"name": "Action", "type": "string", "jsonPath": ".spec.action"}"#,
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+    printcolumn = r#"{"name": "Nodes", "type": "string", "priority": 1, "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+pub struct AuthorizationPolicySpec {
+    /// Absent or empty: every pod of the namespace.
     selector: Option<Selector>,
     action: Action,
+    /// Any matches. ALLOW without rules denies everything; DENY and AUDIT without rules do nothing.
     #[serde(default)]
+    #[schemars(extend("maxItems" = RULES_MAX))]
     rules: Vec<Rule>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct Selector {
-    pub(super) match_labels: BTreeMap<String, String>,
-}
-
-impl Selector {
-    /// None: everything, as an empty selector is in Kubernetes.
-    pub(super) fn labels(selector: Option<Self>) -> Option<BTreeMap<String, String>> {
-        selector.map(|s| s.match_labels).filter(|labels| !labels.is_empty())
-    }
-}
-
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 enum Action {
     Allow,
@@ -54,47 +49,82 @@ enum Action {
     Audit,
 }
 
-#[derive(Deserialize)]
+/// Both `from` and `to` must match.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Rule {
+    /// Any matches; absent: everyone.
     #[serde(default)]
+    #[schemars(extend("maxItems" = ENTRIES_MAX))]
     from: Vec<Source>,
+    /// Any matches; absent: everything.
     #[serde(default)]
+    #[schemars(extend("maxItems" = ENTRIES_MAX))]
     to: Vec<Operation>,
 }
 
-#[derive(Deserialize)]
+/// All that is given must match; within a list any value.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-#[derive(Default)]
+#[schemars(extend("x-kubernetes-validations" = some_field(SOURCE_FIELDS)))]
 struct Source {
+    /// The verified SPIFFE ID, with or without `spiffe://`: exactly, `a*`, `*a`, or `*` (any).
+    #[schemars(schema_with = "bounds::starred_list")]
     principals: Vec<String>,
+    #[schemars(schema_with = "bounds::starred_list")]
     not_principals: Vec<String>,
+    /// Of the verified SPIFFE ID.
+    #[schemars(schema_with = "bounds::names")]
     namespaces: Vec<String>,
+    #[schemars(schema_with = "bounds::names")]
     not_namespaces: Vec<String>,
+    /// Of the client's address.
+    #[schemars(schema_with = "bounds::cidrs")]
     cidrs: Vec<String>,
+    #[schemars(schema_with = "bounds::cidrs")]
     not_cidrs: Vec<String>,
 }
 
-#[derive(Deserialize, Default)]
+const SOURCE_FIELDS: &[&str] =
+    &["principals", "notPrincipals", "namespaces", "notNamespaces", "cidrs", "notCidrs"];
+
+/// All that is given must match; within a list any value.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = some_field(OPERATION_FIELDS)))]
 struct Operation {
+    /// Of the pod.
+    #[schemars(schema_with = "bounds::ports")]
     ports: Vec<u32>,
+    #[schemars(schema_with = "bounds::ports")]
     not_ports: Vec<u32>,
+    #[schemars(schema_with = "bounds::methods")]
     methods: Vec<String>,
+    #[schemars(schema_with = "bounds::methods")]
     not_methods: Vec<String>,
+    /// Exactly, `a*`, `*a`, or `*` (any).
+    #[schemars(schema_with = "bounds::starred_list")]
     paths: Vec<String>,
+    #[schemars(schema_with = "bounds::starred_list")]
     not_paths: Vec<String>,
+    #[schemars(extend("maxItems" = ENTRIES_MAX))]
     headers: Vec<Header>,
 }
 
-#[derive(Deserialize)]
+const OPERATION_FIELDS: &[&str] =
+    &["ports", "notPorts", "methods", "notMethods", "paths", "notPaths", "headers"];
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Header {
+    #[schemars(schema_with = "bounds::header_name")]
     name: String,
+    /// Exactly, `a*`, `*a`, or `*` (any).
+    #[schemars(schema_with = "bounds::starred")]
     value: String,
 }
 
-/// `*`, `a*`, `*a` or exactly. A `*` anywhere else is refused by [`star_misplaced`].
+/// `*`, `a*`, `*a` or exactly. A `*` anywhere else is refused by [`check_starred`].
 fn text_match(text: &str) -> v1::StringMatch {
     use v1::string_match::Kind;
     let kind = if text == "*" {
@@ -152,26 +182,84 @@ fn operation_to_wire(operation: Operation) -> v1::Operation {
     }
 }
 
-fn check_stars(document: &Document<'_>, rules: &[Rule]) -> Result<(), Refused> {
+/// What the schema says too, for manifests that no API server has seen.
+fn check(document: &Document<'_>, rules: &[Rule]) -> Result<(), Refused> {
+    at_most(document, "spec.rules", rules.len(), RULES_MAX)?;
     for (i, rule) in rules.iter().enumerate() {
-        let from = rule.from.iter().flat_map(|s| s.principals.iter().chain(&s.not_principals));
-        let to = rule.to.iter().flat_map(|o| {
-            o.paths.iter().chain(&o.not_paths).chain(o.headers.iter().map(|header| &header.value))
-        });
-        if let Some(text) = from.chain(to).find(|text| star_misplaced(text)) {
-            let message =
-                format!("spec.rules[{i}]: {text:?} has a * that is neither its first nor its last character");
-            return Err(document.refuse(&format!("spec.rules.{i}"), message));
+        at_most(document, &format!("spec.rules.{i}.from"), rule.from.len(), ENTRIES_MAX)?;
+        at_most(document, &format!("spec.rules.{i}.to"), rule.to.len(), ENTRIES_MAX)?;
+        for (k, source) in rule.from.iter().enumerate() {
+            check_source(document, &format!("spec.rules.{i}.from.{k}"), source)?;
         }
+        for (k, operation) in rule.to.iter().enumerate() {
+            check_operation(document, &format!("spec.rules.{i}.to.{k}"), operation)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_starred(document: &Document<'_>, path: &str, texts: &[String]) -> Result<(), Refused> {
+    check_texts(document, path, texts)?;
+    if let Some(text) = texts.iter().find(|text| star_misplaced(text)) {
+        let message = format!("{path}: {text:?} has a * that is neither its first nor its last character");
+        return Err(document.refuse(path, message));
+    }
+    Ok(())
+}
+
+fn check_some(document: &Document<'_>, at: &str, lengths: &[usize]) -> Result<(), Refused> {
+    if lengths.iter().all(|length| *length == 0) {
+        let message =
+            format!("{at}: an entry without any value would match everything; leave the list out instead");
+        return Err(document.refuse(at, message));
+    }
+    lengths.iter().try_for_each(|length| at_most(document, at, *length, VALUES_MAX))
+}
+
+fn check_source(document: &Document<'_>, at: &str, source: &Source) -> Result<(), Refused> {
+    let lists = [
+        &source.principals,
+        &source.not_principals,
+        &source.namespaces,
+        &source.not_namespaces,
+        &source.cidrs,
+        &source.not_cidrs,
+    ];
+    check_some(document, at, &lists.map(Vec::len))?;
+    check_starred(document, &format!("{at}.principals"), &source.principals)?;
+    check_starred(document, &format!("{at}.notPrincipals"), &source.not_principals)
+}
+
+fn check_operation(document: &Document<'_>, at: &str, operation: &Operation) -> Result<(), Refused> {
+    let Operation { ports, not_ports, methods, not_methods, paths, not_paths, headers } = operation;
+    check_some(
+        document,
+        at,
+        &[
+            ports.len(),
+            not_ports.len(),
+            methods.len(),
+            not_methods.len(),
+            paths.len(),
+            not_paths.len(),
+            headers.len(),
+        ],
+    )?;
+    check_starred(document, &format!("{at}.paths"), paths)?;
+    check_starred(document, &format!("{at}.notPaths"), not_paths)?;
+    at_most(document, &format!("{at}.headers"), headers.len(), ENTRIES_MAX)?;
+    for (i, header) in headers.iter().enumerate() {
+        check_header_name(document, &format!("{at}.headers.{i}.name"), &header.name)?;
+        check_starred(document, &format!("{at}.headers.{i}.value"), std::slice::from_ref(&header.value))?;
     }
     Ok(())
 }
 
 pub(super) fn authorization_policy(document: &Document<'_>) -> Result<Object, Refused> {
     use v1::authorization_policy::Action as WireAction;
-    let read: Wire = document.read(|_, _| {})?;
+    let read: Envelope<AuthorizationPolicySpec> = document.read(|_, _| {})?;
     let id = id_of(document, &read.metadata)?;
-    check_stars(document, &read.spec.rules)?;
+    check(document, &read.spec.rules)?;
     let wire = v1::AuthorizationPolicy {
         namespace: id.namespace.to_string(),
         name: id.name.to_string(),
@@ -194,6 +282,6 @@ pub(super) fn authorization_policy(document: &Document<'_>) -> Result<Object, Re
     let policy = convert::authorization_policy(wire).map_err(|invalid| refused(document, &invalid))?;
     Ok(Object::AuthorizationPolicy(Arc::new(AuthorizationPolicyObject {
         policy: Arc::new(policy),
-        selector: Selector::labels(read.spec.selector),
+        selector: Selector::labels(document, read.spec.selector)?,
     })))
 }

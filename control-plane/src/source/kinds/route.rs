@@ -2,26 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use weft_proto::{convert, v1};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::Object;
-use super::{id_of, refused};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: ObjectMeta,
-    spec: Spec,
-    #[serde(rename = "status")]
-    _status: Option<serde_json::Value>,
-}
+use super::{Envelope, id_of, refused};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -415,7 +401,7 @@ pub(super) fn http_route(
     document: &Document<'_>,
     warn: &mut dyn FnMut(usize, String),
 ) -> Result<Object, Refused> {
-    let read: Wire = document.read(|_, _| {})?;
+    let read: Envelope<Spec> = document.read(|_, _| {})?;
     let id = id_of(document, &read.metadata)?;
     if !read.spec.hostnames.is_empty() {
         warn(

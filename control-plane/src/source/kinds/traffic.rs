@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use weft_proto::model::InboundMode;
 use weft_proto::{convert, v1};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Inbound, Object, TrafficPolicyObject};
-use super::policy::Selector;
+use super::bounds::{self, Selector, VALUES_MAX, at_most};
+use super::crds::PolicyStatus;
 use super::route::duration_ms;
-use super::{id_of, refused};
+use super::{Envelope, id_of, refused};
 
 /// Retries may be a fifth of live requests where a budget is not given.
 const BUDGET_PERCENT_DEFAULT: u32 = 20;
@@ -20,40 +21,65 @@ const BUDGET_MIN_PER_S_DEFAULT: u32 = 10;
 const EJECTION_BASE_DEFAULT: &str = "30s";
 const EJECTED_PERCENT_DEFAULT: u32 = 50;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: ObjectMeta,
-    spec: Spec,
-    #[serde(rename = "status")]
-    _status: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
+/// How clients reach the Services of the namespace, and how its pods take connections in.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, kube::CustomResource)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Spec {
+#[kube(
+    group = "weft.dev",
+    version = "v1alpha1",
+    kind = "TrafficPolicy",
+    namespaced,
+    status = "PolicyStatus",
+    shortname = "wtp",
+    category = "weft",
+    printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+    printcolumn = r#"{"name": "Nodes", "type": "string", "priority": 1, "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(self.selector) || has(self.inbound)",
+        "message": "spec.selector chooses the pods of spec.inbound, which is missing",
+    },
+    {
+        "rule": "has(self.inbound) || has(self.retry) || has(self.connectTimeout) || has(self.ejection) || \
+                 has(self.maxConnections) || has(self.maxPendingRequests)",
+        "message": "spec asks for nothing",
+    },
+]))]
+pub struct TrafficPolicySpec {
+    /// The Services that clients shall reach this way; absent: every Service of the namespace.
     #[serde(default)]
+    #[schemars(extend("maxItems" = VALUES_MAX))]
     target_refs: Vec<TargetRef>,
+    /// The pods that `inbound` is for; absent or empty: every pod of the namespace.
     selector: Option<Selector>,
     inbound: Option<InboundSpec>,
     retry: Option<Retry>,
+    #[serde(default)]
+    #[schemars(schema_with = "bounds::duration")]
     connect_timeout: Option<String>,
     ejection: Option<Ejection>,
+    /// Per client pod and endpoint.
+    #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     max_connections: Option<u32>,
+    /// Per client pod and endpoint.
+    #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     max_pending_requests: Option<u32>,
 }
 
-#[derive(Deserialize)]
+/// A Service of the policy's namespace.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetRef {
     #[serde(default)]
+    #[schemars(extend("enum" = [""]))]
     group: String,
     #[serde(default = "service")]
+    #[schemars(extend("enum" = ["Service"]))]
     kind: String,
+    #[schemars(schema_with = "bounds::name")]
     name: String,
 }
 
@@ -61,44 +87,67 @@ fn service() -> String {
     "Service".to_owned()
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InboundSpec {
     mode: Mode,
 }
 
-#[derive(Deserialize)]
+/// STRICT: only mutual TLS. PERMISSIVE: plaintext too.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 enum Mode {
     Strict,
     Permissive,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Retry {
+    /// Default 502, 503, 504.
     #[serde(default)]
+    #[schemars(schema_with = "bounds::statuses")]
     codes: Vec<u32>,
+    /// Retries after the first attempt; default 1.
+    #[schemars(range(max = 10))]
     attempts: Option<u32>,
-    backoff: Option<String>,
     #[serde(default)]
+    #[schemars(schema_with = "bounds::duration")]
+    backoff: Option<String>,
+    /// Default GET, HEAD, OPTIONS.
+    #[serde(default)]
+    #[schemars(schema_with = "bounds::methods")]
     methods: Vec<String>,
     budget: Option<Budget>,
+    #[serde(default)]
+    #[schemars(schema_with = "bounds::duration")]
     per_try_timeout: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// Retries may be this share of the requests, and this many in any case.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Budget {
+    /// Default 20.
+    #[schemars(range(max = 100))]
     percent: Option<u32>,
+    /// Default 10.
+    #[schemars(range(max = 4_294_967_295_u32))]
     min_per_second: Option<u32>,
 }
 
-#[derive(Deserialize)]
+/// An endpoint that fails is left out for a while.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Ejection {
+    #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     consecutive_failures: u32,
+    /// Default 30s.
+    #[serde(default)]
+    #[schemars(schema_with = "bounds::positive_duration")]
     base_ejection_time: Option<String>,
+    /// Default 50.
+    #[schemars(range(max = 100))]
     max_ejected_percent: Option<u32>,
 }
 
@@ -133,9 +182,14 @@ fn ejection_to_wire(document: &Document<'_>, ejection: &Ejection) -> Result<v1::
 }
 
 pub(super) fn traffic_policy(document: &Document<'_>) -> Result<Object, Refused> {
-    let read: Wire = document.read(|_, _| {})?;
+    let read: Envelope<TrafficPolicySpec> = document.read(|_, _| {})?;
     let id = id_of(document, &read.metadata)?;
     let spec = read.spec;
+    at_most(document, "spec.targetRefs", spec.target_refs.len(), VALUES_MAX)?;
+    if let Some(retry) = &spec.retry {
+        at_most(document, "spec.retry.codes", retry.codes.len(), VALUES_MAX)?;
+        at_most(document, "spec.retry.methods", retry.methods.len(), VALUES_MAX)?;
+    }
     for (i, target) in spec.target_refs.iter().enumerate() {
         if !target.group.is_empty() || target.kind != "Service" {
             let path = format!("spec.targetRefs.{i}");
@@ -175,7 +229,7 @@ pub(super) fn traffic_policy(document: &Document<'_>) -> Result<Object, Refused>
         max_pending_requests: spec.max_pending_requests.unwrap_or(0),
     };
     let policy = convert::traffic_policy(wire).map_err(|invalid| refused(document, &invalid))?;
-    let selector = Selector::labels(spec.selector);
+    let selector = Selector::labels(document, spec.selector)?;
     let inbound = spec.inbound.map(|inbound| Inbound {
         selector,
         mode: match inbound.mode {
