@@ -81,6 +81,33 @@ async fn a_server_reset_becomes_a_reset_at_the_client_after_what_came_before_it(
     assert_eq!(r.ended.await.unwrap(), CloseReason::ServerReset);
 }
 
+/// The kernel tells of a reset once. Here the write of the other direction is told, and the read finds what looks like
+/// an orderly end. Both directions by hand, so that the write certainly comes first.
+#[tokio::test]
+async fn a_reset_that_a_write_noticed_first_is_not_passed_on_as_an_orderly_end() {
+    let ((client, mut client_end), (mut server_end, mut server)) = (pair().await, pair().await);
+    server.write_all(b"answer").await.unwrap();
+    server_end.readable().await.unwrap();
+    socket::reset_on_close(&client);
+    drop(client);
+    let resets = Resets::default();
+    {
+        let (client_reader, client_writer) = client_end.split();
+        let (server_reader, server_writer) = server_end.split();
+        let pump =
+            |from, to, sides: (Side, Side)| pump(from, to, Bytes::new(), |_| {}, sides.0, sides.1, &resets);
+        let (server_reader, client_writer) = (Reader::tcp(server_reader), Writer::Tcp(client_writer));
+        let back = pump(server_reader, client_writer, (Side::Upstream, Side::Client)).await;
+        assert_eq!(back.unwrap_err().error.kind(), ErrorKind::ConnectionReset, "the write is told");
+        let (client_reader, server_writer) = (Reader::tcp(client_reader), Writer::Tcp(server_writer));
+        let forth = pump(client_reader, server_writer, (Side::Client, Side::Upstream)).await;
+        let broken = forth.expect_err("the client's end was no orderly one");
+        assert_eq!((broken.side, broken.error.kind()), (Side::Client, ErrorKind::ConnectionReset));
+    }
+    // And the premise: reading the socket itself does not show the reset any more.
+    assert_eq!(client_end.read(&mut [0]).await.unwrap(), 0);
+}
+
 #[tokio::test]
 async fn a_reset_is_noticed_while_the_other_side_does_not_read() {
     let mut r = relayed(b"").await;
