@@ -3,6 +3,7 @@
 //! Start-up: kernel hooks (or those of an earlier process) → shared state → control plane's stream,
 //! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile.
 
+mod allocator;
 mod own_cgroup;
 
 use std::path::Path;
@@ -27,9 +28,6 @@ use weft_node::settings::{AccessLog, Arguments, Command, Settings};
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
 use weft_node::{admin, inbound, kernel_metrics, node_metrics, outbound};
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Threads for passes over the pods and files of the control connection: there are few at a time.
 const BLOCKING_THREADS_MAX: usize = 16;
@@ -101,8 +99,8 @@ fn start(settings: Settings) -> Result<()> {
     result
 }
 
-/// The allocator asks for huge pages and gives memory back soon: each time a small buffer needs some again, the kernel
-/// would clear 2 MiB of it. That was 6 % of the proxy's processor time at keep-alive requests, and memory besides.
+/// Memory is given back soon: each time a small buffer needs some again, the kernel would clear a huge page, 2 MiB, of it.
+/// That was 6 % of the proxy's processor time at keep-alive requests, and memory besides.
 fn avoid_huge_pages() {
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: a system call with plain numbers; it concerns pages that are not there yet.

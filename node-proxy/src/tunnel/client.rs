@@ -9,7 +9,7 @@ use h2::client::{Connection, SendRequest};
 use http::{Request, StatusCode};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use super::counts::One;
 use super::headers::{POLICY, REASON};
 use super::limits::{self, Timing};
+use super::read_ahead::ReadAhead;
 use super::{TunnelError, TunnelStream, keepalive};
 use crate::identity::{Identities, VerifiedPeer};
 
@@ -27,8 +28,8 @@ pub async fn connect_tls(
     tcp: TcpStream,
     to: IpAddr,
     config: Arc<rustls::ClientConfig>,
-) -> Result<(TlsStream<BufReader<TcpStream>>, VerifiedPeer), TunnelError> {
-    let io = BufReader::with_capacity(limits::READ_BUFFER_BYTES, tcp);
+) -> Result<(TlsStream<ReadAhead<TcpStream>>, VerifiedPeer), TunnelError> {
+    let io = ReadAhead::new(tcp);
     // The name is not sent (an address never is) and not checked: the SPIFFE ID is.
     let handshake = TlsConnector::from(config).connect(ServerName::IpAddress(to.into()), io);
     let tls = timeout(limits::CONNECT_TIMEOUT, handshake)

@@ -21,7 +21,8 @@ pub const CLIENT_STREAMS_MAX: usize = 100;
 pub const TUNNELS_PER_KEY_MAX: usize = 16;
 /// Bytes of one stream that were written and not yet encrypted.
 pub const SEND_BUFFER_BYTES_MAX: usize = 512 << 10;
-/// rustls asks the socket for 4 KiB at a time; a buffer below it turns that into few system calls.
+/// rustls asks the socket for 4 KiB at a time; a buffer below it turns that into few system calls. Only a connection that
+/// has something to read holds one.
 pub const READ_BUFFER_BYTES: usize = 64 << 10;
 /// What buffered small DATA frames may cost in memory beyond their payload before the peer is told to calm down.
 pub const DATA_FRAME_BUDGET_BYTES: usize = 64 << 20;

@@ -10,6 +10,7 @@ pub mod headers;
 mod keepalive;
 pub mod limits;
 mod pool;
+mod read_ahead;
 mod server;
 mod stream;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use rustls_pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -20,6 +20,7 @@ use weft_proto::identity::NamespacedName;
 
 use super::headers::{POLICY, REASON, parse_authority};
 use super::limits::{self, Timing};
+use super::read_ahead::ReadAhead;
 use super::{TunnelError, TunnelStream, keepalive};
 use crate::identity::{Identities, VerifiedPeer};
 use crate::socket::is_proxy_port;
@@ -30,7 +31,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A finished TLS handshake.
 pub struct TlsPeer {
-    pub io: TlsStream<BufReader<TcpStream>>,
+    pub io: TlsStream<ReadAhead<TcpStream>>,
     pub peer: VerifiedPeer,
     /// What was verified, leaf first: to be looked at again when the trust bundle changes.
     pub chain: Vec<CertificateDer<'static>>,
@@ -38,7 +39,7 @@ pub struct TlsPeer {
 
 /// TLS with a client whose certificate is required and verified.
 pub async fn accept_tls(tcp: TcpStream, config: Arc<rustls::ServerConfig>) -> Result<TlsPeer, TunnelError> {
-    let io = BufReader::with_capacity(limits::READ_BUFFER_BYTES, tcp);
+    let io = ReadAhead::new(tcp);
     let io = timeout(limits::CONNECT_TIMEOUT, TlsAcceptor::from(config).accept(io))
         .await
         .map_err(|_| TunnelError::TimedOut)?
