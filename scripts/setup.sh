@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # setup.sh: installs what building and running Weft needs, with --demo what `make demo` needs besides, with --tests what the
-# tests need besides.
+# tests need besides, with --cluster what the test cluster needs besides.
 # Can be run again at any time; what is there is left alone, so a second run takes a second.
 # As root on a Debian-like system, with cargo through rustup. See docs/building.md for what is needed and why.
 set -euo pipefail
@@ -15,11 +15,13 @@ CACHE=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}
 
 tests=no
 demo=no
+cluster=no
 for argument in "$@"; do
   case $argument in
     --tests) tests=yes demo=yes ;;
     --demo) demo=yes ;;
-    *) echo "usage: $0 [--demo] [--tests]" >&2; exit 2 ;;
+    --cluster) cluster=yes ;;
+    *) echo "usage: $0 [--demo] [--tests] [--cluster]" >&2; exit 2 ;;
   esac
 done
 
@@ -131,18 +133,39 @@ install_rust_source() {
   [ -e "$library/core/src/lib.rs" ] || fail "no source of the Rust library at $library"
 }
 
-# Unpacks the package without adding its suite to the system: own list of sources, own directory of lists.
-rust_source_from_debian() {
-  local library=$1 work mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg
-  work=$(mktemp -d)
-  mkdir -p "$work/lists/partial" "$work/unpacked"
+# debian_suite FOLDER SUITE: reads a suite's lists without adding it to the system: own list of sources, own folder of lists.
+debian_suite() {
+  local work=$1 suite=$2 mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg
+  mkdir -p "$work/lists/partial" "$work/packages"
   # shellcheck disable=SC2016 # apt expands it
   mirror=$(apt-get indextargets --format '$(SITE)' | grep -m 1 "/debian/\?$")
-  printf 'deb [signed-by=%s] %s %s main\n' "$keys" "$mirror" "$RUST_SRC_SUITE" >"$work/sources.list"
-  local options=(-o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$work/lists")
-  apt-get "${options[@]}" update
-  (cd "$work" && chmod 755 "$work" && apt-get "${options[@]}" download "$RUST_SRC_PACKAGE")
-  dpkg-deb -x "$work"/rust-src_*.deb "$work/unpacked"
+  printf 'deb [signed-by=%s] %s %s main\n' "$keys" "$mirror" "$suite" >"$work/sources.list"
+  cat >"$work/apt.conf" <<CONF
+Dir::Etc::sourcelist "$work/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State::lists "$work/lists";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+APT::Sandbox::User "root";
+CONF
+  APT_CONFIG=$work/apt.conf apt-get update
+}
+
+# debian_unpack FOLDER ROOT PACKAGE...: unpacks packages of a suite that was read below ROOT.
+debian_unpack() {
+  local work=$1 root=$2 package
+  shift 2
+  (cd "$work/packages" && APT_CONFIG=$work/apt.conf apt-get download "$@") || return 1
+  mkdir -p "$root"
+  for package in "$work"/packages/*.deb; do dpkg-deb -x "$package" "$root" || return 1; done
+}
+
+rust_source_from_debian() {
+  local library=$1 work
+  work=$(mktemp -d)
+  chmod 755 "$work"
+  debian_suite "$work" "$RUST_SRC_SUITE" || return 1
+  debian_unpack "$work" "$work/unpacked" "$RUST_SRC_PACKAGE" || return 1
   local core
   core=$(find "$work/unpacked" -path '*/library/core/src/lib.rs' | head -n 1)
   [ -n "$core" ] || { echo "the package holds no library/core"; return 1; }
@@ -188,6 +211,10 @@ compile_collector() {
   cp e2e/collector/builder.yaml "$directory/builder.yaml.built"
 }
 
+if [ "$cluster" = yes ]; then
+  # shellcheck source=scripts/cluster-tools.sh
+  . scripts/cluster-tools.sh
+fi
 check_machine
 mkdir -p "$CACHE"
 install_packages
@@ -202,4 +229,7 @@ if [ "$tests" = yes ]; then
 elif [ "$demo" = yes ]; then
   # An old Go, or no way to its modules: no reason to tell no story.
   build_collector || say "no OpenTelemetry collector: the demo takes its traces without one"
+fi
+if [ "$cluster" = yes ]; then
+  cluster_tools
 fi

@@ -8,15 +8,15 @@
 mod admin;
 mod capture;
 pub mod cgroup;
-mod command;
+pub(crate) mod command;
 mod manifest;
-mod mesh;
+pub(crate) mod mesh;
 pub mod netns;
 mod network;
 mod pod;
-mod process;
+pub(crate) mod process;
 mod services;
-mod state;
+pub(crate) mod state;
 pub mod traces;
 pub mod wait;
 
@@ -298,13 +298,13 @@ impl Drop for Lab {
 }
 
 /// The directory of the running program; of a test, which is in `deps/`, the one above.
-fn built_beside() -> PathBuf {
+pub(crate) fn built_beside() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let directory = program.parent().map(Path::to_path_buf).unwrap_or_default();
     if directory.ends_with("deps") { directory.join("..") } else { directory }
 }
 
-fn remove_directory(path: &Path) -> Result<()> {
+pub(crate) fn remove_directory(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).with_context(|| path.display().to_string())

@@ -86,10 +86,7 @@ pub struct Traces {
 
 /// The collector that `scripts/setup.sh --tests` builds, if it is there.
 pub fn collector() -> Option<PathBuf> {
-    let cache = std::env::var_os("WEFT_CACHE").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache"));
-    let base = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).map(|c| c.join("weft"));
-    cache.or_else(base).map(|c| c.join(COLLECTOR)).filter(|p| p.exists())
+    Some(crate::tools::cache_directory().join(COLLECTOR)).filter(|p| p.exists())
 }
 
 impl Traces {

@@ -1,0 +1,151 @@
+//! A node: a network namespace and, by `e2e/cluster/node.sh`, a machine of its own in it, with containerd, kubelet and kube-proxy.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use super::certificates::{kubeconfig, write};
+use super::control_plane::api_address;
+use super::network::{self, netns_of, node_ip, pod_subnet};
+use super::{Cluster, DATA_DIRECTORY, tools};
+use crate::lab::command::run;
+use crate::lab::process::{Place, start};
+use crate::lab::wait::{self, Hopeless};
+use crate::lab::{cgroup, mesh};
+use crate::tools::repository;
+
+/// containerd, two imported images, a kubelet that registers: on a machine with other work.
+const READY_WAIT_MAX: Duration = Duration::from_secs(90);
+
+impl Cluster {
+    /// `node1` is 1.
+    fn node_index(node: &str) -> Result<u16> {
+        node.strip_prefix("node").and_then(|n| n.parse().ok()).with_context(|| format!("no node {node:?}"))
+    }
+
+    fn node_directory(&self, node: &str) -> PathBuf {
+        self.directory().join(node)
+    }
+
+    pub fn node_cgroup(&self, node: &str) -> PathBuf {
+        self.cgroup().join(node)
+    }
+
+    /// The network namespace of a node, for tools that want to look at its links.
+    pub fn node_netns(&self, node: &str) -> String {
+        netns_of(self.name(), node)
+    }
+
+    pub(crate) fn node_logs(&self, node: &str) -> PathBuf {
+        self.logs_directory().join(node)
+    }
+
+    /// Starts a node; it is not waited for.
+    pub fn start_node(&self, node: &str) -> Result<()> {
+        if !cgroup::pids_below(&self.node_cgroup(node)).is_empty() {
+            bail!("{node} runs already");
+        }
+        let index = Self::node_index(node)?;
+        network::forget_pods(self.name(), node)?;
+        self.write_node_files(node, index)?;
+        let logs = self.node_logs(node);
+        fs::create_dir_all(&logs)?;
+        let images = ["pause", "busybox"].map(|i| tools::others().join(format!("images/{i}.tar")));
+        let images = images.iter().chain([&tools::coredns_image()]).map(|i| i.display().to_string());
+        let mut command = Command::new("bash");
+        command
+            .arg(repository().join("e2e/cluster/node.sh"))
+            .arg("outside")
+            .env("NODE_NAME", node)
+            .env("NODE_IP", node_ip(index).to_string())
+            .env("NODE_DIRECTORY", self.node_directory(node))
+            .env("NODE_LOGS", &logs)
+            .env("NODE_DATA", Path::new(DATA_DIRECTORY).join(self.name()).join(node))
+            .env("NODE_GROUP", format!("{}/{}/{node}", super::CGROUP, self.name()))
+            .env("NODE_KUBERNETES", tools::kubernetes())
+            .env("NODE_TOOLS", tools::others())
+            .env("NODE_IMAGES", images.collect::<Vec<_>>().join(" "));
+        // A node's group must hold no process of its own where cgroup v2 is alone; the node moves itself below.
+        let starter = self.node_cgroup(node).join("starter");
+        let place = Place { netns: self.node_netns(node), cgroup: starter, files: Vec::new() };
+        start(command, &place, &logs.join("node.log")).map(drop)
+    }
+
+    /// Kills everything on a node, as if its power went.
+    pub fn kill_node(&self, node: &str) -> Result<()> {
+        cgroup::kill(&self.node_cgroup(node))
+    }
+
+    /// Waits until the API server calls the node ready, since it was last started.
+    pub fn wait_node(&self, node: &str) -> Result<()> {
+        wait::until(READY_WAIT_MAX, || {
+            self.check_node(node)?;
+            let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+            let status = self.kubectl(&["get", "node", node, "-o", ready])?;
+            ensure!(status == "True", "Ready is {status:?}");
+            Ok(())
+        })
+        .with_context(|| format!("{node} does not become ready"))
+    }
+
+    /// An error with the last lines of its logs if the node is dead.
+    pub(crate) fn check_node(&self, node: &str) -> Result<()> {
+        let logs = self.node_logs(node);
+        if !logs.join("node.exit").exists() {
+            return Ok(());
+        }
+        let mut text = format!("{node} ended: {}", mesh::tail(&logs.join("node.log")));
+        for part in ["containerd", "kubelet", "kube-proxy"] {
+            let log = logs.join(format!("{part}.log"));
+            if text.contains(&format!("{part} of")) {
+                text += &format!("\nthe end of {}:\n{}", log.display(), mesh::tail(&log));
+            }
+        }
+        Err(Hopeless(text).into())
+    }
+
+    /// The node's process 1, by this machine's count.
+    pub fn node_init(&self, node: &str) -> Result<i32> {
+        let starter = cgroup::pids(&self.node_cgroup(node).join("starter"));
+        let parent = *starter.first().ok_or_else(|| anyhow!("{node} does not run"))?;
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        let first = children.split_whitespace().next().and_then(|p| p.parse().ok());
+        first.ok_or_else(|| anyhow!("{node} has no process yet"))
+    }
+
+    /// Imports an image (a tar in the OCI layout) on a node.
+    pub(crate) fn import(&self, node: &str, image: &Path) -> Result<()> {
+        let socket = format!("/proc/{}/root/run/containerd/containerd.sock", self.node_init(node)?);
+        let ctr = tools::others().join("bin/ctr");
+        let image = image.to_string_lossy();
+        let arguments = ["--address", &socket, "-n", "k8s.io", "images", "import", "--local", &image];
+        run(&ctr.to_string_lossy(), &arguments).map(drop)
+    }
+
+    fn write_node_files(&self, node: &str, index: u16) -> Result<()> {
+        let directory = self.node_directory(node).join("etc");
+        fs::create_dir_all(&directory)?;
+        for file in ["ca.pem".to_owned(), format!("{node}.pem"), format!("{node}.key")]
+            .into_iter()
+            .chain(["kube-proxy.pem".into(), "kube-proxy.key".into()])
+        {
+            fs::copy(self.pki().join(&file), directory.join(&file)).context(file)?;
+        }
+        kubeconfig(&directory.join("kubelet.kubeconfig"), &api_address(), ".", node)?;
+        kubeconfig(&directory.join("kube-proxy.kubeconfig"), &api_address(), ".", "kube-proxy")?;
+        write(&directory.join("resolv.conf"), "")?;
+        for (file, template) in [
+            ("kubelet.yaml", include_str!("../../cluster/node/kubelet.yaml")),
+            ("kube-proxy.yaml", include_str!("../../cluster/node/kube-proxy.yaml")),
+            ("containerd.toml", include_str!("../../cluster/node/containerd.toml")),
+            ("10-pods.conflist", include_str!("../../cluster/node/10-pods.conflist")),
+        ] {
+            let text = template.replace("@NODE@", node).replace("@PODS@", &pod_subnet(index));
+            write(&directory.join(file), &text)?;
+        }
+        Ok(())
+    }
+}
