@@ -61,7 +61,11 @@ fn main() -> Result<()> {
         Command::Up => {
             let start = Instant::now();
             let cluster = Cluster::up(name)?;
-            println!("cluster {name} is up after {:.0} s; export KUBECONFIG={}", start.elapsed().as_secs_f32(), cluster.kubeconfig().display());
+            println!(
+                "cluster {name} is up after {:.0} s; export KUBECONFIG={}",
+                start.elapsed().as_secs_f32(),
+                cluster.kubeconfig().display()
+            );
         }
         Command::Down { all } => {
             let all_names = if all { names() } else { vec![name.to_owned()] };
@@ -75,14 +79,25 @@ fn main() -> Result<()> {
         Command::Kubeconfig => println!("{}", Cluster::attach(name)?.kubeconfig().display()),
         Command::Kill { what } => {
             let cluster = Cluster::attach(name)?;
-            if cluster.nodes().contains(&what) { cluster.kill_node(&what)? } else { cluster.kill_part(&what)? }
+            if cluster.nodes().contains(&what) {
+                cluster.kill_node(&what)?
+            } else {
+                cluster.kill_part(&what)?
+            }
         }
         Command::Start { what } => {
             let cluster = Cluster::attach(name)?;
-            if cluster.nodes().contains(&what) { cluster.start_node(&what)? } else { cluster.start_part(&what)? }
+            if cluster.nodes().contains(&what) {
+                cluster.start_node(&what)?
+            } else {
+                cluster.start_part(&what)?
+            }
         }
         Command::Relay { listener, to } => {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(relay::run(listener, to))?;
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(relay::run(listener, to))?;
         }
     }
     Ok(())

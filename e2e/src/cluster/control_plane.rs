@@ -42,7 +42,10 @@ impl Cluster {
         let ca = Authority::new(&pki, "ca")?;
         let servers: Vec<IpAddr> = vec![CONTROL_IP.into(), Ipv4Addr::LOCALHOST.into(), API_SERVICE_IP.into()];
         let dns = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
-        ca.sign("apiserver", &Subject { name: "kube-apiserver", dns: &dns, ips: &servers, ..Default::default() })?;
+        ca.sign(
+            "apiserver",
+            &Subject { name: "kube-apiserver", dns: &dns, ips: &servers, ..Default::default() },
+        )?;
         for (user, name, group) in [
             ("admin", "admin", Some("system:masters")),
             ("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters")),
@@ -170,7 +173,8 @@ impl Cluster {
             return Ok(());
         }
         let ended = fs::read_to_string(log.with_extension("exit")).unwrap_or_default();
-        let text = format!("{part} ended ({}); the end of {}:\n{}", ended.trim(), log.display(), mesh::tail(&log));
+        let text =
+            format!("{part} ended ({}); the end of {}:\n{}", ended.trim(), log.display(), mesh::tail(&log));
         Err(Hopeless(text).into())
     }
 }
@@ -180,11 +184,7 @@ pub(crate) fn api_address() -> String {
 }
 
 fn etcd(data: &Path) -> Vec<String> {
-    vec![
-        format!("--data-dir={}", data.display()),
-        "--unsafe-no-fsync".into(),
-        "--log-level=warn".into(),
-    ]
+    vec![format!("--data-dir={}", data.display()), "--unsafe-no-fsync".into(), "--log-level=warn".into()]
 }
 
 fn api_server(file: &dyn Fn(&str) -> String) -> Vec<String> {

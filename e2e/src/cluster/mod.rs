@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::lab::{cgroup, netns, remove_directory, state};
+use crate::lab::{cgroup, remove_directory, state};
 
 /// All clusters' cgroups are below this one, in every hierarchy.
 pub(crate) const CGROUP: &str = "weft-cluster";
@@ -121,19 +121,26 @@ impl Cluster {
         let mut lines = vec![format!("cluster {}: kubeconfig {}", self.name, self.kubeconfig().display())];
         for part in control_plane::PARTS {
             let pids = cgroup::pids(&self.part_cgroup(part));
-            lines.push(format!("{part}: {}", if pids.is_empty() { "dead".into() } else { format!("pid {pids:?}") }));
+            lines.push(format!(
+                "{part}: {}",
+                if pids.is_empty() { "dead".into() } else { format!("pid {pids:?}") }
+            ));
             if let Err(error) = self.check_part(part) {
                 lines.push(format!("{error}"));
             }
         }
         for node in self.nodes() {
-            let init = self.node_init(&node).map_or_else(|e| format!("{e}"), |pid| format!("process 1 is {pid} here"));
+            let init = self
+                .node_init(&node)
+                .map_or_else(|e| format!("{e}"), |pid| format!("process 1 is {pid} here"));
             lines.push(format!("{node}: {init}"));
             if let Err(error) = self.check_node(&node) {
                 lines.push(format!("{error}"));
             }
         }
-        lines.push(self.kubectl(&["get", "nodes,pods", "-A", "-o", "wide"]).unwrap_or_else(|e| format!("{e:#}")));
+        lines.push(
+            self.kubectl(&["get", "nodes,pods", "-A", "-o", "wide"]).unwrap_or_else(|e| format!("{e:#}")),
+        );
         lines.join("\n")
     }
 
@@ -176,7 +183,8 @@ pub fn names() -> Vec<String> {
 
 /// What runs in every cluster: the roles of the parts, and DNS.
 fn manifests() -> String {
-    include_str!("../../cluster/manifests/coredns.yaml").replace("@VERSION@", tools::version("COREDNS_VERSION"))
+    include_str!("../../cluster/manifests/coredns.yaml")
+        .replace("@VERSION@", tools::version("COREDNS_VERSION"))
 }
 
 /// Where cgroup hierarchies are mounted, old ones too.

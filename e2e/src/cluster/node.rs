@@ -53,8 +53,10 @@ impl Cluster {
         self.write_node_files(node, index)?;
         let logs = self.node_logs(node);
         fs::create_dir_all(&logs)?;
-        let images = ["pause", "busybox"].map(|i| tools::others().join(format!("images/{i}.tar")));
-        let images = images.iter().chain([&tools::coredns_image()]).map(|i| i.display().to_string());
+        let mut images =
+            ["pause", "busybox"].map(|i| tools::others().join(format!("images/{i}.tar"))).to_vec();
+        images.push(tools::coredns_image());
+        let images: Vec<String> = images.iter().map(|i| i.display().to_string()).collect();
         let mut command = Command::new("bash");
         command
             .arg(repository().join("e2e/cluster/node.sh"))
@@ -67,7 +69,7 @@ impl Cluster {
             .env("NODE_GROUP", format!("{}/{}/{node}", super::CGROUP, self.name()))
             .env("NODE_KUBERNETES", tools::kubernetes())
             .env("NODE_TOOLS", tools::others())
-            .env("NODE_IMAGES", images.collect::<Vec<_>>().join(" "));
+            .env("NODE_IMAGES", images.join(" "));
         // A node's group must hold no process of its own where cgroup v2 is alone; the node moves itself below.
         let starter = self.node_cgroup(node).join("starter");
         let place = Place { netns: self.node_netns(node), cgroup: starter, files: Vec::new() };

@@ -11,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub async fn run(listener: RawFd, to: SocketAddr) -> Result<()> {
     // SAFETY: whoever started this process left it this descriptor, and nothing else here uses it.
     let listener = unsafe { std::net::TcpListener::from_raw_fd(listener) };
-    let listener = TcpListener::from_std(listener).context("the inherited descriptor is no listening socket")?;
+    let listener =
+        TcpListener::from_std(listener).context("the inherited descriptor is no listening socket")?;
     loop {
         let (mut client, _) = listener.accept().await?;
         tokio::spawn(async move {
