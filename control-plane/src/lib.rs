@@ -2,7 +2,9 @@
 
 pub mod admin;
 pub mod authority;
+mod caller;
 pub mod index;
+mod line_quota;
 mod listener;
 mod places;
 pub mod push;
@@ -21,8 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Authority, SERVER_RENEWAL};
+use crate::authority::{Authority, JoinTokens, Lifetimes};
 use crate::index::Index;
+use crate::line_quota::LineQuota;
 use crate::listener::ServerCertificate;
 use crate::push::Hub;
 use crate::settings::Settings;
@@ -62,18 +65,27 @@ impl Running {
 
 /// Starts everything that the settings ask for.
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
+    start_with(settings, Lifetimes::default()).await
+}
+
+/// The same with other lifetimes than the usual ones.
+pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Result<Running> {
     let trust_domain = settings.validate()?;
     let client = if settings.kubernetes { Some(client().await.context("Kubernetes")?) } else { None };
-    let authority = Authority::open(&settings).context("certificate authority")?;
+    let authority =
+        Authority::open(&settings, trust_domain.clone(), lifetimes).context("certificate authority")?;
     let mut index = Index::new(trust_domain);
     index.set_roots(authority.bundle());
+    let index = Arc::new(RwLock::new(index));
     let (report_sender, report) = watch::channel(Arc::new(Report::default()));
     let stop = CancellationToken::new();
     let world = Arc::new(World {
         client,
-        index: RwLock::new(index),
+        authenticate: Arc::new(JoinTokens(index.clone())),
+        index,
         hub: Hub::default(),
         authority,
+        refusals_logged: LineQuota::default(),
         report,
         metrics: Metrics::default(),
         synced: AtomicBool::new(false),
@@ -92,7 +104,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = vec![
         tokio::spawn(source.run(sink, stop.clone())),
         tokio::spawn(take_in(world.clone(), received)),
-        tokio::spawn(renew(world.clone(), certificate.clone(), stop.clone())),
+        tokio::spawn(renew(world.clone(), certificate.clone(), lifetimes.server / 2, stop.clone())),
         tokio::spawn(admin::serve(world.clone(), admin, stop.clone())),
         tokio::spawn(serve(world.clone(), listener, certificate, stop.clone())),
     ];
@@ -141,9 +153,14 @@ async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
 }
 
 /// Renews the listener's certificate and follows the extra roots.
-async fn renew(world: Arc<World>, certificate: Arc<ServerCertificate>, stop: CancellationToken) {
+async fn renew(
+    world: Arc<World>,
+    certificate: Arc<ServerCertificate>,
+    every: Duration,
+    stop: CancellationToken,
+) {
     let mut roots = tokio::time::interval(ROOTS_INTERVAL);
-    let mut renewal = tokio::time::interval(SERVER_RENEWAL);
+    let mut renewal = tokio::time::interval(every);
     renewal.tick().await;
     loop {
         tokio::select! {

@@ -1,11 +1,13 @@
 //! The gRPC listener: TLS with a certificate of Weft's own authority, renewed without closing a connection.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -18,6 +20,7 @@ use weft_proto::v1::certificates_server::CertificatesServer;
 use weft_proto::v1::discovery_server::DiscoveryServer;
 
 use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
+use crate::caller::Caller;
 use crate::places::{Counted, Places};
 use crate::push::DiscoveryService;
 use crate::world::World;
@@ -54,13 +57,17 @@ impl ServerCertificate {
         Ok(())
     }
 
-    fn config(&self) -> Result<ServerConfig, rustls::Error> {
+    fn config(&self, world: &World) -> Result<ServerConfig, rustls::Error> {
+        let verifier = Arc::new(world.authority.node_verifier());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.0.clone());
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // Each connection proves the node anew: a resumed one would outlive a withdrawn root.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(config)
     }
 }
@@ -78,9 +85,9 @@ pub(crate) async fn serve(
     certificate: &ServerCertificate,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(certificate.config()?));
+    let acceptor = TlsAcceptor::from(Arc::new(certificate.config(&world)?));
     let (ready, connections) = mpsc::channel(1);
-    tokio::spawn(accept(listener, acceptor, ready, stop.clone()));
+    tokio::spawn(accept(world.clone(), listener, acceptor, ready, stop.clone()));
     let discovery =
         DiscoveryServer::new(DiscoveryService(world.clone())).max_decoding_message_size(HELLO_BYTES_MAX);
     let certificates =
@@ -97,6 +104,7 @@ pub(crate) async fn serve(
 }
 
 async fn accept(
+    world: Arc<World>,
     listener: TcpListener,
     acceptor: TlsAcceptor,
     ready: mpsc::Sender<std::io::Result<Counted<TlsStream<TcpStream>>>>,
@@ -119,14 +127,36 @@ async fn accept(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        let (acceptor, ready, world) = (acceptor.clone(), ready.clone(), world.clone());
         tokio::spawn(async move {
             let _permit = permit;
             match tokio::time::timeout(HANDSHAKE_WAIT_MAX, acceptor.accept(stream)).await {
-                Ok(Ok(io)) => drop(ready.send(Ok(Counted { io, _place: place })).await),
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
+                Ok(Ok(io)) => {
+                    let shown = io.get_ref().1.peer_certificates();
+                    if let Some(caller) = Caller::new(peer, shown, &world.authority) {
+                        drop(ready.send(Ok(Counted::new(io, caller, place))).await);
+                    }
+                }
+                Ok(Err(error)) => refused(&world, peer, &error),
                 Err(_) => tracing::debug!(%peer, "handshake took too long"),
             }
         });
+    }
+}
+
+/// A certificate that is not believed is worth a line; a port scan is not.
+fn refused(world: &World, peer: SocketAddr, error: &std::io::Error) {
+    world.metrics.handshakes_refused.fetch_add(1, Ordering::Relaxed);
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(what)) = of_tls else {
+        return tracing::debug!(%peer, %error, "handshake failed");
+    };
+    // rustls shows only the insides of what it did not find wrong itself.
+    let reason = match what {
+        rustls::CertificateError::Other(other) => other.0.to_string(),
+        _ => error.to_string(),
+    };
+    if world.refusals_logged.admit() {
+        tracing::warn!(%peer, reason, "client certificate refused");
     }
 }

@@ -7,16 +7,23 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
+
+use crate::caller::Caller;
 
 /// The nodes of a large cluster, each with a connection that ends while the next one begins.
 const CONNECTIONS_MAX: usize = 20_000;
 /// A node needs one, and one more while it reconnects: enough for some nodes behind one address, and few enough that an
 /// address cannot take all the handshakes.
 const CONNECTIONS_PER_ADDRESS_MAX: usize = 64;
+/// Of a connection whose client showed no certificate: it is there to get one, which takes a second. Without this bound a stranger
+/// could keep what he may take of the places for ever, by answering PINGs.
+const STRANGER_TIME_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Taken {
@@ -63,16 +70,27 @@ impl Drop for Place {
     }
 }
 
-/// A stream that holds its place.
+/// A stream that holds its place, and knows who is at its other end.
 pub(crate) struct Counted<IO> {
-    pub(crate) io: IO,
-    pub(crate) _place: Place,
+    io: IO,
+    caller: Caller,
+    /// When a stranger has to be gone.
+    end: Option<Pin<Box<Sleep>>>,
+    _place: Place,
 }
 
-impl<IO: Connected> Connected for Counted<IO> {
-    type ConnectInfo = IO::ConnectInfo;
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.io.connect_info()
+impl<IO> Counted<IO> {
+    pub(crate) fn new(io: IO, caller: Caller, place: Place) -> Self {
+        let stranger = caller.certificate().is_none();
+        let end = stranger.then(|| Box::pin(tokio::time::sleep(STRANGER_TIME_MAX)));
+        Self { io, caller, end, _place: place }
+    }
+}
+
+impl<IO> Connected for Counted<IO> {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 
@@ -82,6 +100,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }

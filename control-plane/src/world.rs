@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::Authority;
+use crate::authority::{Authenticate, Authority};
 use crate::index::Index;
+use crate::line_quota::LineQuota;
 use crate::push::Hub;
 use crate::source::Report;
 
@@ -16,6 +17,9 @@ use crate::source::Report;
 pub struct Metrics {
     pub certificates_signed: AtomicU64,
     pub certificates_refused: AtomicU64,
+    pub node_certificates_signed: AtomicU64,
+    pub node_certificates_refused: AtomicU64,
+    pub handshakes_refused: AtomicU64,
     pub subscriptions_refused: AtomicU64,
 }
 
@@ -23,9 +27,13 @@ pub struct World {
     /// Of the API server, with `--kubernetes`.
     pub client: Option<kube::Client>,
     /// Held for look-ups only, never across an await.
-    pub index: RwLock<Index>,
+    pub index: Arc<RwLock<Index>>,
     pub hub: Hub,
     pub authority: Authority,
+    /// Judges the tokens of nodes.
+    pub authenticate: Arc<dyn Authenticate>,
+    /// Lines about refused strangers: whoever can connect must not be able to fill the disk.
+    pub refusals_logged: LineQuota,
     pub report: watch::Receiver<Arc<Report>>,
     pub metrics: Metrics,
     /// The first state of the source is in the index.

@@ -121,8 +121,9 @@ fn raise_descriptor_limit() {
 async fn run(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let control = Arc::new(ControlPlane::new(&settings));
-    let node = Arc::new(build(settings, &control)?);
+    let snapshot = Arc::new(SnapshotHandle::default());
+    let control = Arc::new(ControlPlane::new(&settings, Arc::clone(&snapshot)));
+    let node = Arc::new(build(settings, snapshot, &control)?);
     weft_node::l7::metrics::register(&node);
     node_metrics::publish(&node);
     let enroller = Arc::new(Mutex::new(enroller(&node)?));
@@ -164,7 +165,7 @@ async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
+fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<ControlPlane>) -> Result<Node> {
     let kernel = weft_ebpf::Kernel::load(&weft_ebpf::Options {
         pin_dir: settings.pin_dir.clone(),
         cgroup_root: settings.cgroup_root.clone(),
@@ -187,7 +188,7 @@ fn build(settings: Settings, control: &Arc<ControlPlane>) -> Result<Node> {
     let kernel = Arc::new(kernel);
     kernel_metrics::publish(&telemetry, &kernel);
     Ok(Node {
-        snapshot: Arc::new(SnapshotHandle::default()),
+        snapshot,
         identities: Arc::new(Identities::new(Arc::clone(control) as _)),
         pods: enrol::Pods::default(),
         tunnels: Default::default(),

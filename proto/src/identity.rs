@@ -17,6 +17,8 @@ pub enum IdentityError {
     TrustDomain(String),
     #[error("{0:?} is not of the form spiffe://<trust domain>/ns/<namespace>/sa/<service account>")]
     SpiffeId(String),
+    #[error("{0:?} is not of the form spiffe://<trust domain>/weft/node/<node>")]
+    NodeId(String),
     #[error("{0:?} is not of the form namespace/name")]
     NamespacedName(String),
     #[error("{0:?} is not a name of a Kubernetes object")]
@@ -117,6 +119,50 @@ impl fmt::Display for SpiffeId {
     }
 }
 
+/// `spiffe://<trust domain>/weft/node/<node>`: the identity of a node towards the control plane. No workload's, and no
+/// workload's is a node's: the two forms have no text in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId {
+    trust_domain: TrustDomain,
+    node: Arc<str>,
+}
+
+impl NodeId {
+    pub fn new(trust_domain: TrustDomain, node: &str) -> Result<Self, IdentityError> {
+        if !object_name(node) {
+            return Err(IdentityError::ObjectName(node.chars().take(64).collect()));
+        }
+        Ok(Self { trust_domain, node: node.into() })
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+    pub fn node(&self) -> &Arc<str> {
+        &self.node
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = IdentityError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || IdentityError::NodeId(text.chars().take(128).collect());
+        if text.len() > SPIFFE_ID_BYTES_MAX {
+            return Err(bad());
+        }
+        let rest = text.strip_prefix("spiffe://").ok_or_else(bad)?;
+        let (domain, path) = rest.split_once('/').ok_or_else(bad)?;
+        let node = path.strip_prefix("weft/node/").ok_or_else(bad)?;
+        Self::new(domain.parse()?, node)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/weft/node/{}", self.trust_domain, self.node)
+    }
+}
+
 /// `namespace/name` of a Kubernetes object.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespacedName {
@@ -188,7 +234,58 @@ impl fmt::Display for PodUid {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn a_node_is_no_workload_and_a_workload_no_node() {
+        let text = "spiffe://cluster.local/weft/node/node-1.example";
+        let id: NodeId = text.parse().unwrap();
+        assert_eq!((&**id.node(), id.to_string().as_str()), ("node-1.example", text));
+        assert!(text.parse::<SpiffeId>().is_err());
+        for bad in [
+            "",
+            "spiffe://cluster.local/weft/node/",
+            "spiffe://cluster.local/weft/node/a/b",
+            "spiffe://cluster.local/weft/node/A",
+            "spiffe://cluster.local/weft/node/..",
+            "spiffe://cluster.local/weft/nodes/a",
+            "spiffe://cluster.local/ns/weft/sa/node",
+            "spiffe:///weft/node/a",
+            "spiffe://cluster.local:1/weft/node/a",
+            "https://cluster.local/weft/node/a",
+        ] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        /// Also near misses: pieces of what is valid, put together at random.
+        #[test]
+        fn what_parses_prints_as_it_was_and_nothing_panics(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    Just("spiffe://".to_owned()), Just("/".to_owned()), Just("weft/node/".to_owned()), Just("ns/".to_owned()),
+                    Just("/sa/".to_owned()), Just("cluster.local".to_owned()), Just("a-1".to_owned()), any::<String>(),
+                ],
+                0..9,
+            )
+        ) {
+            let text = pieces.concat();
+            if let Ok(id) = text.parse::<SpiffeId>() {
+                prop_assert_eq!(id.to_string(), text.as_str());
+                prop_assert!(text.parse::<NodeId>().is_err());
+            }
+            if let Ok(id) = text.parse::<NodeId>() {
+                prop_assert_eq!(id.to_string(), text.as_str());
+            }
+            if let Ok(name) = text.parse::<NamespacedName>() {
+                prop_assert_eq!(name.to_string(), text.as_str());
+            }
+            let _ = (text.parse::<PodUid>(), text.parse::<TrustDomain>());
+        }
+    }
 
     #[test]
     fn a_spiffe_id_prints_what_was_parsed() {

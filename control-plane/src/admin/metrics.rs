@@ -34,6 +34,21 @@ pub(super) fn render(world: &World) -> String {
         ),
         ("weft_control_certificates_refused_total", "Requests refused.", &world.metrics.certificates_refused),
         (
+            "weft_control_node_certificates_signed_total",
+            "Node certificates signed.",
+            &world.metrics.node_certificates_signed,
+        ),
+        (
+            "weft_control_node_certificates_refused_total",
+            "Requests for node certificates refused.",
+            &world.metrics.node_certificates_refused,
+        ),
+        (
+            "weft_control_handshakes_refused_total",
+            "TLS handshakes that failed, such as by a client certificate that is not believed.",
+            &world.metrics.handshakes_refused,
+        ),
+        (
             "weft_control_subscriptions_refused_total",
             "Subscriptions refused.",
             &world.metrics.subscriptions_refused,

@@ -1,36 +1,57 @@
-//! The certificate authority: its own key and chain, the trust bundle, workload certificates, the listener's certificate.
+//! The certificate authority: its own key and chain, the trust bundle, certificates of workloads, nodes and the listener.
 //!
-//! The SPIFFE ID comes from the pod, never from the request. Start at [`Authority::sign`]; who may ask is in `service`.
+//! Names come from the pod or from the token, never from the request. Start at [`Authority::sign`]; who may ask is in `service`,
+//! which node asks in `authenticate`, whom the listener believes in `bundle`.
 
+mod authenticate;
+mod bundle;
 mod csr;
+mod join_tokens;
 mod service;
 mod store;
 #[cfg(test)]
 mod tests;
-mod tokens;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use arc_swap::ArcSwap;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::crypto::CryptoProvider;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use time::OffsetDateTime;
-use weft_proto::identity::SpiffeId;
+use weft_proto::identity::{NodeId, SpiffeId, TrustDomain};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub use self::authenticate::{Authenticate, NotVouched};
+pub(crate) use self::bundle::{Bundle, NodeVerifier};
 pub use self::csr::CSR_BYTES_MAX;
+pub(crate) use self::join_tokens::JoinTokens;
 pub use self::service::CertificateService;
-pub use self::tokens::authenticate;
 use crate::settings::Settings;
 
 /// Clocks of nodes may be behind by this much.
 const BACKDATE: Duration = Duration::from_secs(60);
-/// Of the listener's certificate, which is renewed at half of it.
-const SERVER_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
-pub const SERVER_RENEWAL: Duration = Duration::from_secs(84 * 3600);
+
+/// Lifetimes that are not settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetimes {
+    /// Of the listener's certificate, which is renewed at half of it.
+    pub server: Duration,
+    /// Of a node's, at most (never above that of workloads): within this, a node that can no longer show a good token is out. Half of
+    /// it is how long whoever judges tokens may be away.
+    pub node_max: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { server: Duration::from_secs(7 * 24 * 3600), node_max: Duration::from_secs(3600) }
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
@@ -38,6 +59,8 @@ pub enum AuthorityError {
     File { file: String, source: std::io::Error },
     #[error("{file}: {problem}")]
     Unusable { file: String, problem: String },
+    #[error("{0}")]
+    Bundle(String),
     #[error("certificate request: {0}")]
     Csr(&'static str),
     #[error("signing: {0}")]
@@ -46,7 +69,7 @@ pub enum AuthorityError {
     Random,
 }
 
-/// A signed workload certificate.
+/// A signed certificate of a workload or a node.
 #[derive(Debug)]
 pub struct Signed {
     pub chain_der: Vec<Vec<u8>>,
@@ -62,60 +85,109 @@ pub struct Authority {
     /// The issuer's end: nothing may outlive it.
     not_after: OffsetDateTime,
     lifetime: Duration,
+    lifetimes: Lifetimes,
+    domain: TrustDomain,
     server_names: Vec<String>,
     extra_roots: Option<std::path::PathBuf>,
     published: std::path::PathBuf,
-    bundle: Mutex<Vec<Vec<u8>>>,
+    bundle: Arc<ArcSwap<Bundle>>,
+    provider: Arc<CryptoProvider>,
 }
 
 impl Authority {
     /// Reads (or makes) the authority's key and certificate, and publishes the bundle.
-    pub fn open(settings: &Settings) -> Result<Self, AuthorityError> {
+    pub fn open(
+        settings: &Settings,
+        domain: TrustDomain,
+        lifetimes: Lifetimes,
+    ) -> Result<Self, AuthorityError> {
         let store::Loaded { issuer, chain, not_after, roots } = store::load(settings)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let bundle = usable_bundle(all_roots(&roots, settings.extra_roots.as_deref())?, &provider)?;
         let authority = Self {
             issuer,
             intermediates: chain,
             own_roots: roots,
             not_after,
             lifetime: settings.cert_lifetime,
+            lifetimes,
+            domain,
             server_names: settings.server_names.clone(),
             extra_roots: settings.extra_roots.clone(),
             published: store::directory(settings)?.join(store::ROOT_FILE),
-            bundle: Mutex::default(),
+            bundle: Arc::new(ArcSwap::from_pointee(bundle)),
+            provider,
         };
-        authority.refresh_bundle()?;
+        store::publish(&authority.published, &authority.bundle())?;
         Ok(authority)
     }
 
     /// Every root that nodes shall trust. DER.
     pub fn bundle(&self) -> Vec<Vec<u8>> {
-        self.bundle.lock().clone()
+        self.bundle.load().roots.clone()
+    }
+
+    pub(crate) fn current_bundle(&self) -> Arc<Bundle> {
+        self.bundle.load_full()
+    }
+
+    /// Whom the listener believes.
+    pub(crate) fn node_verifier(&self) -> NodeVerifier {
+        NodeVerifier::new(self.domain.clone(), Arc::clone(&self.bundle))
+    }
+
+    /// The node of a client's chain, believed at a time under a bundle, and the end of its certificate.
+    pub(crate) fn node_of(
+        &self,
+        chain: &[CertificateDer<'_>],
+        at: UnixTime,
+        bundle: &Bundle,
+    ) -> Result<(NodeId, i64), rustls::Error> {
+        let id = bundle.node(&self.domain, chain, at)?;
+        let (_, leaf) = X509Certificate::from_der(&chain[0])
+            .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
+        Ok((id, leaf.validity().not_after.timestamp()))
     }
 
     /// Reads the extra roots again; the new bundle, if it changed. On failure the last good bundle stays.
     pub fn refresh_bundle(&self) -> Result<Option<Vec<Vec<u8>>>, AuthorityError> {
-        let mut roots = self.own_roots.clone();
-        if let Some(file) = &self.extra_roots {
-            for root in store::read_certificates(file)? {
-                if !roots.contains(&root) {
-                    roots.push(root);
-                }
-            }
-        }
-        if *self.bundle.lock() == roots {
+        let roots = all_roots(&self.own_roots, self.extra_roots.as_deref())?;
+        if self.bundle.load().roots == roots {
             return Ok(None);
         }
-        store::publish(&self.published, &roots)?;
-        *self.bundle.lock() = roots.clone();
+        self.take_bundle(roots.clone())?;
         Ok(Some(roots))
+    }
+
+    fn take_bundle(&self, roots: Vec<Vec<u8>>) -> Result<(), AuthorityError> {
+        let bundle = usable_bundle(roots, &self.provider)?;
+        store::publish(&self.published, &bundle.roots)?;
+        self.bundle.store(Arc::new(bundle));
+        Ok(())
     }
 
     /// Signs a certificate for a workload: only the public key is taken from the request.
     pub fn sign(&self, csr_der: &[u8], identity: &SpiffeId) -> Result<Signed, AuthorityError> {
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(csr_der, &identity.to_string(), usages, self.lifetime)
+    }
+
+    /// Signs a node's certificate for its connections to the control plane: a client's only.
+    pub fn sign_node(&self, csr_der: &[u8], node: &NodeId) -> Result<Signed, AuthorityError> {
+        let lifetime = self.lifetime.min(self.lifetimes.node_max);
+        self.issue(csr_der, &node.to_string(), vec![ExtendedKeyUsagePurpose::ClientAuth], lifetime)
+    }
+
+    fn issue(
+        &self,
+        csr_der: &[u8],
+        uri: &str,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        lifetime: Duration,
+    ) -> Result<Signed, AuthorityError> {
         let public_key = csr::public_key(csr_der)?;
-        let uri = identity.to_string().try_into()?;
-        let mut params = self.leaf(vec![SanType::URI(uri)], self.lifetime)?;
-        params.distinguished_name = DistinguishedName::new();
+        let mut params = self.leaf(vec![SanType::URI(uri.to_owned().try_into()?)], lifetime)?;
+        params.extended_key_usages = usages;
         let (not_before, not_after) = (params.not_before, params.not_after);
         let leaf = params.signed_by(&public_key, &self.issuer)?;
         let mut chain_der = vec![leaf.der().to_vec()];
@@ -135,7 +207,7 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.clone().try_into()?),
             });
         }
-        let mut params = self.leaf(names, SERVER_LIFETIME)?;
+        let mut params = self.leaf(names, self.lifetimes.server)?;
         params.distinguished_name.push(DnType::CommonName, "weft-control");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.issuer)?;
@@ -150,8 +222,6 @@ impl Authority {
         params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = now - BACKDATE;
         params.not_after = (now + lifetime).min(self.not_after);
         params.serial_number = Some(serial()?);
@@ -159,6 +229,23 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         Ok(params)
     }
+}
+
+/// The authority's own, and what the file adds.
+fn all_roots(own: &[Vec<u8>], extra: Option<&std::path::Path>) -> Result<Vec<Vec<u8>>, AuthorityError> {
+    let mut roots = own.to_vec();
+    if let Some(file) = extra {
+        for root in store::read_certificates(file)? {
+            if !roots.contains(&root) {
+                roots.push(root);
+            }
+        }
+    }
+    Ok(roots)
+}
+
+fn usable_bundle(roots: Vec<Vec<u8>>, provider: &Arc<CryptoProvider>) -> Result<Bundle, AuthorityError> {
+    Bundle::new(roots, provider).map_err(AuthorityError::Bundle)
 }
 
 /// 127 random bits: positive, and never used twice.

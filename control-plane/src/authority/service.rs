@@ -1,14 +1,16 @@
-//! The gRPC service that signs. A certificate is granted only for a live, enrolled pod on the caller's own node.
+//! The gRPC service that signs: a node's certificate for a good token, a pod's for the node that it runs on.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tonic::{Request, Response, Status};
-use weft_proto::identity::{PodUid, SpiffeId};
+use weft_proto::identity::{NodeId, PodUid, SpiffeId};
 use weft_proto::v1::certificates_server::Certificates;
-use weft_proto::v1::{SignRequest, SignResponse};
+use weft_proto::v1::{SignNodeRequest, SignRequest, SignResponse};
 
-use super::{AuthorityError, authenticate};
+use super::authenticate::bearer;
+use super::{AuthorityError, Signed};
+use crate::caller::Caller;
 use crate::index::Index;
 use crate::world::World;
 
@@ -30,40 +32,109 @@ fn granted(index: &Index, node: &str, uid: &PodUid) -> Result<SpiffeId, &'static
         .map_err(|_| "the service account's name is not valid")
 }
 
-#[tonic::async_trait]
-impl Certificates for CertificateService {
-    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+fn not_signed(error: &AuthorityError) -> Status {
+    match error {
+        AuthorityError::Csr(_) => Status::invalid_argument(error.to_string()),
+        _ => Status::internal("signing failed"),
+    }
+}
+
+fn response(signed: Signed) -> Response<SignResponse> {
+    Response::new(SignResponse {
+        chain_der: signed.chain_der,
+        not_before_unix_s: signed.not_before.unix_timestamp(),
+        not_after_unix_s: signed.not_after.unix_timestamp(),
+    })
+}
+
+impl CertificateService {
+    async fn node_certificate(
+        &self,
+        caller: &Caller,
+        request: Request<SignNodeRequest>,
+    ) -> Result<(NodeId, Signed), Status> {
         let world = &self.0;
-        let refuse = |status: Status| {
-            world.metrics.certificates_refused.fetch_add(1, Ordering::Relaxed);
-            status
-        };
-        let node = authenticate(&world.index.read(), request.metadata()).ok_or_else(|| {
-            tracing::warn!(peer = ?request.remote_addr(), "certificate request without a valid join token");
-            refuse(Status::unauthenticated("no valid join token"))
-        })?;
-        let request = request.into_inner();
+        let node = world.authenticate.node(bearer(request.metadata())?).await?;
+        let shown = caller.certificate();
+        if shown.is_some_and(|shown| *shown.node() != node) {
+            return Err(Status::permission_denied("the token is another node's than the certificate"));
+        }
+        let domain = world.index.read().trust_domain().clone();
+        let id = NodeId::new(domain, &node)
+            .map_err(|_| Status::permission_denied("the token names no node that could be one"))?;
+        let signed = world
+            .authority
+            .sign_node(&request.into_inner().csr_der, &id)
+            .map_err(|error| not_signed(&error))?;
+        if let Some(shown) = shown {
+            shown.prolong(signed.not_after.unix_timestamp());
+        }
+        Ok((id, signed))
+    }
+
+    async fn pod_certificate(
+        &self,
+        caller: &Caller,
+        request: SignRequest,
+    ) -> Result<Signed, (Status, Option<String>)> {
+        let world = &self.0;
+        let plain = |status: Status| (status, None);
+        let node = caller.node(world).map_err(plain)?.node();
         let uid: PodUid = request
             .pod_uid
             .parse()
-            .map_err(|_| refuse(Status::invalid_argument("pod_uid is not a pod UID")))?;
-        let identity = granted(&world.index.read(), &node, &uid).map_err(|reason| {
-            tracing::warn!(%node, pod_uid = %uid, reason, "certificate refused");
-            refuse(Status::permission_denied("no certificate for this pod on this node"))
+            .map_err(|_| plain(Status::invalid_argument("pod_uid is not a pod UID")))?;
+        let identity = granted(&world.index.read(), node, &uid).map_err(|reason| {
+            (Status::permission_denied("no certificate for this pod on this node"), Some(reason.to_owned()))
         })?;
-        let signed = world.authority.sign(&request.csr_der, &identity).map_err(|error| {
-            tracing::warn!(%node, pod_uid = %uid, %error, "certificate refused");
-            refuse(match error {
-                AuthorityError::Csr(_) => Status::invalid_argument(error.to_string()),
-                _ => Status::internal("signing failed"),
-            })
-        })?;
-        world.metrics.certificates_signed.fetch_add(1, Ordering::Relaxed);
+        let signed = world
+            .authority
+            .sign(&request.csr_der, &identity)
+            .map_err(|error| (not_signed(&error), Some(error.to_string())))?;
         tracing::info!(%node, pod_uid = %uid, %identity, not_after = %signed.not_after, "certificate signed");
-        Ok(Response::new(SignResponse {
-            chain_der: signed.chain_der,
-            not_before_unix_s: signed.not_before.unix_timestamp(),
-            not_after_unix_s: signed.not_after.unix_timestamp(),
-        }))
+        Ok(signed)
+    }
+}
+
+#[tonic::async_trait]
+impl Certificates for CertificateService {
+    async fn sign_node(&self, request: Request<SignNodeRequest>) -> Result<Response<SignResponse>, Status> {
+        let (world, caller) = (&self.0, Caller::of(&request)?);
+        match self.node_certificate(&caller, request).await {
+            Ok((id, signed)) => {
+                world.metrics.node_certificates_signed.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(peer = %caller.peer, %id, not_after = %signed.not_after, "node certificate signed");
+                Ok(response(signed))
+            }
+            Err(status) => {
+                world.metrics.node_certificates_refused.fetch_add(1, Ordering::Relaxed);
+                if world.refusals_logged.admit() {
+                    let (code, reason) = (status.code(), status.message());
+                    tracing::warn!(peer = %caller.peer, ?code, reason, "node certificate refused");
+                }
+                Err(status)
+            }
+        }
+    }
+
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let (world, caller) = (&self.0, Caller::of(&request)?);
+        let request = request.into_inner();
+        let pod_uid: String = request.pod_uid.chars().filter(|c| !c.is_control()).take(64).collect();
+        match self.pod_certificate(&caller, request).await {
+            Ok(signed) => {
+                world.metrics.certificates_signed.fetch_add(1, Ordering::Relaxed);
+                Ok(response(signed))
+            }
+            Err((status, reason)) => {
+                world.metrics.certificates_refused.fetch_add(1, Ordering::Relaxed);
+                if world.refusals_logged.admit() {
+                    let node = caller.certificate().map_or("", |shown| shown.node());
+                    let reason = reason.as_deref().unwrap_or(status.message());
+                    tracing::warn!(peer = %caller.peer, node, pod_uid, reason, "certificate refused");
+                }
+                Err(status)
+            }
+        }
     }
 }

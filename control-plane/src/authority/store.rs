@@ -153,28 +153,8 @@ pub(super) fn read_certificates(file: &Path) -> Result<Vec<Vec<u8>>, AuthorityEr
 }
 
 pub(super) fn publish(file: &Path, roots: &[Vec<u8>]) -> Result<(), AuthorityError> {
-    let blocks = roots.iter().map(|der| pem(der));
-    write_whole(file, blocks.collect::<String>().as_bytes(), 0o644)
-}
-
-fn pem(der: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    // 48 bytes are one line of 64 characters.
-    for line in der.chunks(48) {
-        for group in line.chunks(3) {
-            let bits =
-                (0..3).fold(0u32, |bits, i| (bits << 8) | u32::from(group.get(i).copied().unwrap_or(0)));
-            for i in 0..4 {
-                let filled = i <= group.len();
-                let index = (bits >> (18 - 6 * i)) as usize & 63;
-                text.push(if filled { char::from(ALPHABET[index]) } else { '=' });
-            }
-        }
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
+    let blocks: Vec<_> = roots.iter().map(|der| pem::Pem::new("CERTIFICATE", der.clone())).collect();
+    write_whole(file, pem::encode_many(&blocks).as_bytes(), 0o644)
 }
 
 fn write_whole(file: &Path, bytes: &[u8], mode: u32) -> Result<(), AuthorityError> {

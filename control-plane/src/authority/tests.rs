@@ -22,6 +22,10 @@ fn settings(directory: &std::path::Path) -> Settings {
     ])
 }
 
+fn open(settings: &Settings) -> Result<Authority, AuthorityError> {
+    Authority::open(settings, "cluster.local".parse().unwrap(), Lifetimes::default())
+}
+
 fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
     let key = KeyPair::generate_for(algorithm).unwrap();
     CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
@@ -30,7 +34,7 @@ fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
 #[test]
 fn a_workload_certificate_has_the_profile() {
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::open(&settings(directory.path())).unwrap();
+    let authority = open(&settings(directory.path())).unwrap();
     let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
     let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
     assert_eq!(signed.chain_der.len(), 1, "a root is not sent");
@@ -50,10 +54,39 @@ fn a_workload_certificate_has_the_profile() {
 }
 
 #[test]
+fn a_nodes_certificate_is_a_clients_and_short() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = settings(directory.path());
+    settings.cert_lifetime = Duration::from_secs(86400);
+    let authority = open(&settings).unwrap();
+    let id: NodeId = "spiffe://cluster.local/weft/node/node-1".parse().unwrap();
+    let signed = authority.sign_node(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&signed.chain_der[0]).unwrap();
+    let extended = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(extended.client_auth && !extended.server_auth && !leaf.is_ca());
+    assert_eq!((signed.not_after - signed.not_before).whole_seconds(), 3600 + 60);
+    let chain = [CertificateDer::from(signed.chain_der[0].clone())];
+    let of = |seconds| {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(
+            u64::try_from(signed.not_after.unix_timestamp() + seconds).unwrap(),
+        ));
+        authority.node_of(&chain, now, &authority.current_bundle())
+    };
+    assert_eq!(of(-1).unwrap(), (id, signed.not_after.unix_timestamp()));
+    assert!(of(1).is_err());
+    // A workload's certificate is as good as a chain, and is no node's.
+    let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
+    let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
+    let chain = [CertificateDer::from(signed.chain_der[0].clone())];
+    let error = authority.node_of(&chain, UnixTime::now(), &authority.current_bundle()).unwrap_err();
+    assert!(format!("{error:?}").contains("Name("), "{error:?}");
+}
+
+#[test]
 fn the_root_is_made_once_and_kept() {
     let directory = tempfile::tempdir().unwrap();
-    let first = Authority::open(&settings(directory.path())).unwrap().bundle();
-    let second = Authority::open(&settings(directory.path())).unwrap().bundle();
+    let first = open(&settings(directory.path())).unwrap().bundle();
+    let second = open(&settings(directory.path())).unwrap().bundle();
     assert_eq!(first, second);
     let mode =
         |file: &str| std::fs::metadata(directory.path().join(file)).unwrap().permissions().mode() & 0o777;
@@ -64,7 +97,7 @@ fn the_root_is_made_once_and_kept() {
 #[test]
 fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
     let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    Authority::open(&settings(other.path())).unwrap();
+    open(&settings(other.path())).unwrap();
     let root_key = KeyPair::from_pem(&std::fs::read_to_string(other.path().join("ca.key")).unwrap()).unwrap();
     let root_pem = std::fs::read_to_string(other.path().join("ca.pem")).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&root_pem, root_key).unwrap();
@@ -79,16 +112,16 @@ fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
     settings.ca_key = Some(directory.path().join("i.key"));
     std::fs::write(directory.path().join("i.pem"), intermediate.pem()).unwrap();
     std::fs::write(directory.path().join("i.key"), key.serialize_pem()).unwrap();
-    assert!(Authority::open(&settings).is_err(), "an intermediate without its root is refused");
+    assert!(open(&settings).is_err(), "an intermediate without its root is refused");
     settings.extra_roots = Some(other.path().join("root.pem"));
-    let authority = Authority::open(&settings).unwrap();
+    let authority = open(&settings).unwrap();
     let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
     let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
     assert_eq!(signed.chain_der.len(), 2);
     assert_eq!(authority.bundle().len(), 1);
     // A second root appears: the bundle follows.
     let third = tempfile::tempdir().unwrap();
-    Authority::open(&self::settings(third.path())).unwrap();
+    open(&self::settings(third.path())).unwrap();
     let both = root_pem + &std::fs::read_to_string(third.path().join("root.pem")).unwrap();
     std::fs::write(other.path().join("root.pem"), both).unwrap();
     assert_eq!(authority.refresh_bundle().unwrap().unwrap().len(), 2);
@@ -111,6 +144,30 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         prop_assert!(csr::public_key(&bytes).is_err());
+    }
+
+    #[test]
+    fn arbitrary_certificates_and_bundles_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(bundle::node_id(&bytes).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.pem");
+        std::fs::write(&file, &bytes).unwrap();
+        prop_assert!(store::read_certificates(&file).is_err());
+        let block = pem::encode(&pem::Pem::new("CERTIFICATE", bytes));
+        std::fs::write(&file, block).unwrap();
+        prop_assert!(store::read_certificates(&file).is_err());
+    }
+
+    #[test]
+    fn a_changed_certificate_never_panics(at in 0usize..400, with in any::<u8>()) {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = open(&settings(directory.path())).unwrap();
+        let id: NodeId = "spiffe://cluster.local/weft/node/node-1".parse().unwrap();
+        let mut leaf = authority.sign_node(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap().chain_der.remove(0);
+        let at = at % leaf.len();
+        leaf[at] = with;
+        let _ = bundle::node_id(&leaf);
+        let _ = authority.node_of(&[CertificateDer::from(leaf)], UnixTime::now(), &authority.current_bundle());
     }
 
     #[test]

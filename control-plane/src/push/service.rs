@@ -14,7 +14,7 @@ use weft_proto::v1::discovery_server::Discovery;
 use weft_proto::v1::{self, node_message::Message};
 
 use super::session;
-use crate::authority::authenticate;
+use crate::caller::{Caller, Certificate};
 use crate::world::World;
 
 /// Time for the first message.
@@ -35,34 +35,33 @@ impl Discovery for DiscoveryService {
         request: Request<Streaming<v1::NodeMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let world = self.0.clone();
-        let peer = request.remote_addr();
-        let refuse = |status: Status| {
+        let caller = Caller::of(&request)?;
+        let certificate = caller.node(&world).cloned().inspect_err(|status| {
             world.metrics.subscriptions_refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(?peer, reason = status.message(), "subscription refused");
-            status
-        };
-        let node = authenticate(&world.index.read(), request.metadata())
-            .ok_or_else(|| refuse(Status::unauthenticated("no valid join token")))?;
+            if world.refusals_logged.admit() {
+                tracing::warn!(peer = %caller.peer, reason = status.message(), "subscription refused");
+            }
+        })?;
         let inbound = request.into_inner();
         let (out, stream) = mpsc::channel(CHUNKS_UNDER_WAY_MAX);
-        let world = world.clone();
         // The answer's headers go out at once: a client may send its Hello only after them.
-        tokio::spawn(async move { serve(world, node, inbound, out).await });
+        tokio::spawn(async move { serve(world, certificate, inbound, out).await });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
 async fn serve(
     world: Arc<World>,
-    node: Arc<str>,
+    certificate: Arc<Certificate>,
     mut inbound: Streaming<v1::NodeMessage>,
     out: mpsc::Sender<Result<v1::Delta, Status>>,
 ) {
-    let ended = match hello(&node, &mut inbound).await {
-        Ok((agent_version, held)) => match world.hub.join(&node, agent_version) {
+    let node = certificate.node();
+    let ended = match hello(node, &mut inbound).await {
+        Ok((agent_version, held)) => match world.hub.join(node, agent_version) {
             Some(joined) => {
                 tracing::info!(%node, held = held.len(), "node connected");
-                let ended = session::run(&world, &joined, held, inbound, &out).await;
+                let ended = session::run(&world, &joined, &certificate, held, inbound, &out).await;
                 world.hub.leave(&joined);
                 ended
             }
@@ -94,7 +93,7 @@ async fn hello(
         return Err(Status::invalid_argument("the first message is not a Hello"));
     };
     if hello.node != node {
-        return Err(Status::permission_denied("the join token belongs to another node"));
+        return Err(Status::permission_denied("the certificate is another node's"));
     }
     if hello.known.len() > KNOWN_MAX {
         return Err(Status::invalid_argument("too many known resources"));

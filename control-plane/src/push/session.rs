@@ -13,6 +13,7 @@ use weft_proto::model::ResourceKey;
 use weft_proto::v1::{self, node_message::Message};
 
 use super::{NackStatus, Session, unix_s};
+use crate::caller::Certificate;
 use crate::index::Sent;
 use crate::world::World;
 
@@ -51,12 +52,14 @@ struct State<'a> {
 pub(super) async fn run(
     world: &Arc<World>,
     session: &Arc<Session>,
+    certificate: &Certificate,
     held: HashMap<ResourceKey, u64>,
     mut inbound: Streaming<v1::NodeMessage>,
     out: &Out,
 ) -> Result<(), Status> {
     let mut state =
         State { world, session, held, refused: HashMap::new(), nonce: 0, outstanding: None, greeted: false };
+    let mut distrusted = std::pin::pin!(certificate.ended(world));
     loop {
         if state.outstanding.is_none() {
             let deltas = state.next_delta();
@@ -84,6 +87,7 @@ pub(super) async fn run(
             () = session.replaced.cancelled() => {
                 return Err(Status::aborted("a newer session of this node took over"));
             }
+            status = &mut distrusted => return Err(status),
             () = world.stop.cancelled() => return Err(Status::unavailable("the control plane is stopping")),
             () = overdue => return Err(Status::deadline_exceeded("the last delta was not answered")),
         }

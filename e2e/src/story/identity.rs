@@ -4,11 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
-use weft_proto::v1::SignRequest;
 use weft_proto::v1::certificates_client::CertificatesClient;
+use weft_proto::v1::{SignNodeRequest, SignRequest};
 
 use super::{Evidence, clients};
 use crate::lab::{Lab, netns, wait};
@@ -56,21 +57,28 @@ fn record_of(lab: &Lab, node: &str, path: &str) -> Result<Value> {
     })
 }
 
-/// Asks `weft-control` as a node would, from the node's namespace and with its token, for a certificate of a pod.
-/// The number of certificates in the chain, or the refusal.
+/// Asks `weft-control` as a node would, from the node's namespace: with its token for a certificate of the node, and with that for one
+/// of a pod. The number of certificates in the chain, or the refusal.
 pub fn ask_certificate(lab: &Lab, node: &str, pod_uid: &str) -> Result<Result<usize, Status>> {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let csr_der = rcgen::CertificateParams::default().serialize_request(&key)?.der().to_vec();
-    let mut request = Request::new(SignRequest { pod_uid: pod_uid.to_owned(), csr_der });
-    let token = fs::read_to_string(lab.join_token_file(node))?;
-    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
     let authority = Certificate::from_pem(fs::read(lab.control_authority())?);
     let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name("weft-control");
-    let endpoint = Endpoint::from_shared(lab.control_address())?.tls_config(tls)?;
+    let endpoint = |tls| anyhow::Ok(Endpoint::from_shared(lab.control_address())?.tls_config(tls)?);
+    let csr = |key: &KeyPair| anyhow::Ok(CertificateParams::default().serialize_request(key)?.der().to_vec());
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut request = Request::new(SignNodeRequest { csr_der: csr(&key)? });
+    let token = fs::read_to_string(lab.join_token_file(node))?;
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
     netns::inside(&lab.node_netns(node), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let channel = endpoint.connect().await.context("connecting to weft-control")?;
+            let channel = endpoint(tls.clone())?.connect().await.context("connecting to weft-control")?;
+            let answer = CertificatesClient::new(channel).sign_node(request).await?.into_inner();
+            let blocks: Vec<_> =
+                answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
+            let shown = Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem());
+            let channel = endpoint(tls.identity(shown))?.connect().await.context("connecting as a node")?;
+            let request =
+                SignRequest { pod_uid: pod_uid.to_owned(), csr_der: csr(&key)?, ..Default::default() };
             let answer = CertificatesClient::new(channel).sign(request).await;
             Ok(answer.map(|signed| signed.into_inner().chain_der.len()))
         })

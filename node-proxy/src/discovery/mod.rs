@@ -1,11 +1,12 @@
 //! The client of the control plane's stream: receives deltas, validates, makes snapshots, answers ACK or NACK.
 //!
-//! `channel` reaches the control plane, `assembly` puts deltas together and validates them, and [`run`] drives the
+//! `channel` reaches the control plane with what `credentials` holds, `assembly` puts deltas together and validates them, and [`run`] drives the
 //! stream. Generated types do not leave this folder. Losing the control plane changes nothing: the last good
 //! snapshot stays.
 
 mod assembly;
 mod channel;
+mod credentials;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use crate::identity::Identities;
 use crate::snapshot::{Change, Snapshot, SnapshotHandle};
 use assembly::{Assembly, Complete};
 pub use channel::{ControlError, ControlPlane};
+pub use credentials::NodeCertificateStatus;
 
 /// First pause after a lost stream, doubled up to the longest; half of each is random, lest all nodes of a cluster
 /// come back at once. Short, since a restarted control plane should find its nodes in sync within seconds.
@@ -45,6 +47,8 @@ pub struct ControlStatus {
     pub deltas_applied: u64,
     pub deltas_refused: u64,
     pub connects: u64,
+    /// The node's own, for this connection.
+    pub certificate: Option<NodeCertificateStatus>,
     /// Of the connection; None while all is well.
     pub last_error: Option<String>,
     /// What the last delta was refused for; empty if it was not.
@@ -104,7 +108,7 @@ async fn session<F: Follow>(control: &ControlPlane, sink: &Sink<F>) -> Result<()
     let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
     let hello = hello(&sink.node_name, &sink.snapshot.load());
     answers.try_send(hello).expect("the channel is new and has room");
-    let mut deltas = control.subscribe(ReceiverStream::new(outgoing)).await?;
+    let mut deltas = control.subscribe(ReceiverStream::new(outgoing), &sink.status).await?;
     info!("connected to the control plane");
     sink.status.send_modify(|status| {
         status.connected = true;
@@ -112,14 +116,20 @@ async fn session<F: Follow>(control: &ControlPlane, sink: &Sink<F>) -> Result<()
         status.last_error = None;
     });
     let mut assembly = Assembly::default();
-    while let Some(delta) = deltas.message().await? {
+    let mut upkeep = std::pin::pin!(control.upkeep(&sink.status));
+    loop {
+        let delta = tokio::select! {
+            delta = deltas.message() => delta.inspect_err(|error| control.ended(error))?,
+            reason = &mut upkeep => return Err(reason),
+        };
+        let Some(delta) = delta else { return Ok(()) };
+        control.believed();
         let Some(complete) = assembly.add(delta) else { continue };
         let answer = apply(sink, complete).await;
         if answers.send(v1::NodeMessage { message: Some(answer) }).await.is_err() {
             return Ok(());
         }
     }
-    Ok(())
 }
 
 fn hello(node: &str, snapshot: &Snapshot) -> v1::NodeMessage {

@@ -1,26 +1,32 @@
 //! The stream against a control plane of the test's own, over TLS: what is acknowledged, refused and kept.
 
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::identity::PodUid;
 use weft_proto::model::{Mesh, Revision, Service};
+use weft_proto::v1::certificates_server::{Certificates, CertificatesServer};
 use weft_proto::v1::discovery_server::{Discovery, DiscoveryServer};
 use weft_proto::v1::node_message::Message;
 
+use super::credentials::Files;
 use super::*;
 use crate::identity::{SignError, Signer};
 
 /// One opened stream, as the test drives it.
 struct Opened {
-    token: String,
+    /// Certificates in the chain that the node showed.
+    shown: usize,
     from_node: Streaming<v1::NodeMessage>,
     to_node: mpsc::Sender<Result<v1::Delta, Status>>,
 }
@@ -34,7 +40,64 @@ impl Opened {
     }
 }
 
+/// The authority of the tests, and what it answers to nodes.
+struct Ca {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+    /// Of the next certificates.
+    lifetime: Mutex<Duration>,
+    down: AtomicBool,
+    /// The token of each request.
+    asked: Mutex<Vec<String>>,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: rcgen::Issuer::new(params, key),
+            pem,
+            lifetime: Mutex::new(Duration::from_secs(3600)),
+            down: AtomicBool::new(false),
+            asked: Mutex::default(),
+        }
+    }
+}
+
 struct TestControl(mpsc::Sender<Opened>);
+
+struct TestSigner(Arc<Ca>);
+
+#[tonic::async_trait]
+impl Certificates for TestSigner {
+    async fn sign_node(
+        &self,
+        request: Request<v1::SignNodeRequest>,
+    ) -> Result<Response<v1::SignResponse>, Status> {
+        let Ca { issuer, lifetime, down, asked, .. } = &*self.0;
+        asked.lock().push(request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned());
+        if down.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("nobody can judge tokens now"));
+        }
+        let csr = request.into_inner().csr_der.into();
+        let mut csr = rcgen::CertificateSigningRequestParams::from_der(&csr).unwrap();
+        csr.params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = csr.signed_by(issuer).unwrap();
+        let now = time::OffsetDateTime::now_utc();
+        Ok(Response::new(v1::SignResponse {
+            chain_der: vec![leaf.der().to_vec()],
+            not_before_unix_s: now.unix_timestamp(),
+            not_after_unix_s: (now + *lifetime.lock()).unix_timestamp(),
+        }))
+    }
+
+    async fn sign(&self, _: Request<v1::SignRequest>) -> Result<Response<v1::SignResponse>, Status> {
+        Err(Status::permission_denied("nobody signs here"))
+    }
+}
 
 #[tonic::async_trait]
 impl Discovery for TestControl {
@@ -43,9 +106,10 @@ impl Discovery for TestControl {
         &self,
         request: Request<Streaming<v1::NodeMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let token = request.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        assert!(request.metadata().get("authorization").is_none(), "the token is only for the certificate");
+        let shown = request.peer_certs().map_or(0, |chain| chain.len());
         let (to_node, deltas) = mpsc::channel(4);
-        let opened = Opened { token, from_node: request.into_inner(), to_node };
+        let opened = Opened { shown, from_node: request.into_inner(), to_node };
         assert!(self.0.send(opened).await.is_ok());
         Ok(Response::new(Box::pin(ReceiverStream::new(deltas))))
     }
@@ -83,7 +147,23 @@ struct Bed {
     followed: mpsc::UnboundedReceiver<Revision>,
     node: tokio::task::JoinHandle<()>,
     server: tokio::task::JoinHandle<()>,
-    _files: tempfile::TempDir,
+    ca: Arc<Ca>,
+    files: tempfile::TempDir,
+}
+
+impl Bed {
+    fn file(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+    fn tokens(&self) -> Vec<String> {
+        self.ca.asked.lock().clone()
+    }
+    /// The next stream, its Hello taken.
+    async fn opened(&mut self) -> Opened {
+        let mut stream = self.streams.recv().await.unwrap();
+        assert!(matches!(stream.next().await, Message::Hello(_)));
+        stream
+    }
 }
 
 impl Drop for Bed {
@@ -94,20 +174,33 @@ impl Drop for Bed {
 }
 
 async fn bed() -> Bed {
+    bed_of(Ca::new()).await
+}
+
+async fn bed_of(ca: Ca) -> Bed {
     let files = tempfile::tempdir().unwrap();
+    let authority = Arc::new(ca);
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(["weft-control".into()]).unwrap().self_signed(&key).unwrap();
+    let certificate = rcgen::CertificateParams::new(["weft-control".into()])
+        .unwrap()
+        .signed_by(&key, &authority.issuer)
+        .unwrap();
     let (ca, token) = (files.path().join("ca.pem"), files.path().join("token"));
-    std::fs::write(&ca, certificate.pem()).unwrap();
+    std::fs::write(&ca, &authority.pem).unwrap();
     std::fs::write(&token, "secret-1\n").unwrap();
 
     let (opened, streams) = mpsc::channel(4);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("https://{}", listener.local_addr().unwrap());
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate.pem(), key.serialize_pem()));
-    let server =
-        Server::builder().tls_config(tls).unwrap().add_service(DiscoveryServer::new(TestControl(opened)));
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(certificate.pem(), key.serialize_pem()))
+        .client_ca_root(Certificate::from_pem(&authority.pem))
+        .client_auth_optional(true);
+    let server = Server::builder()
+        .tls_config(tls)
+        .unwrap()
+        .add_service(DiscoveryServer::new(TestControl(opened)))
+        .add_service(CertificatesServer::new(TestSigner(Arc::clone(&authority))));
     let server = tokio::spawn(async move {
         server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
@@ -122,9 +215,9 @@ async fn bed() -> Bed {
         status: Arc::clone(&status),
         follow: Followed { snapshot: Arc::clone(&snapshot), revisions },
     };
-    let control = Arc::new(ControlPlane::at(address, ca, token));
-    let node = tokio::spawn(run(control, sink));
-    Bed { streams, snapshot, status, followed, node, server, _files: files }
+    let control = ControlPlane::at(address, Files::new(ca, token), Arc::clone(&snapshot));
+    let node = tokio::spawn(run(Arc::new(control), sink));
+    Bed { streams, snapshot, status, followed, node, server, ca: authority, files }
 }
 
 fn mesh() -> Resource {
@@ -157,7 +250,7 @@ fn delta(nonce: u64, upserts: &[Resource]) -> v1::Delta {
 async fn a_delta_in_parts_is_applied_as_one_and_acknowledged_once_all_followed() {
     let mut bed = bed().await;
     let mut stream = bed.streams.recv().await.unwrap();
-    assert_eq!(stream.token, "Bearer secret-1");
+    assert_eq!((stream.shown, bed.tokens()), (1, vec!["Bearer secret-1".to_owned()]));
     let Message::Hello(hello) = stream.next().await else { panic!("hello comes first") };
     assert_eq!((hello.node.as_str(), hello.known.len()), ("n1", 0));
     stream.send(v1::Delta { more: true, ..delta(1, &[mesh(), service("a")]) }).await;
@@ -240,6 +333,69 @@ async fn after_a_lost_stream_the_node_says_what_it_holds() {
     stream.send(v1::Delta { nonce: 1, revision: 1, removals: vec![removal], ..v1::Delta::default() }).await;
     assert_eq!(stream.next().await, Message::Ack(v1::Ack { nonce: 1, revision: 1 }));
     assert_eq!(bed.snapshot.load().services().count(), 0);
+}
+
+#[tokio::test]
+async fn the_certificate_is_renewed_beside_the_stream_with_the_token_as_it_is_then() {
+    let ca = Ca::new();
+    *ca.lifetime.lock() = Duration::from_secs(3);
+    let mut bed = bed_of(ca).await;
+    let mut stream = bed.opened().await;
+    std::fs::write(bed.file("token"), "secret-2\n").unwrap();
+    let mut status = bed.status.subscribe();
+    let first = status.borrow().certificate.clone().unwrap();
+    let renewed = |status: &ControlStatus| status.certificate.as_ref().is_some_and(|it| *it != first);
+    status.wait_for(renewed).await.unwrap();
+    assert_eq!(bed.tokens()[..2], ["Bearer secret-1", "Bearer secret-2"]);
+    // A failure is told, and made good.
+    bed.ca.down.store(true, Ordering::Relaxed);
+    let failed = |status: &ControlStatus| status.certificate.as_ref().unwrap().last_error.is_some();
+    status.wait_for(failed).await.unwrap();
+    bed.ca.down.store(false, Ordering::Relaxed);
+    status.wait_for(|status| !failed(status)).await.unwrap();
+    stream.send(delta(1, &[mesh()])).await;
+    assert!(matches!(stream.next().await, Message::Ack(_)), "it is still the first stream");
+    assert_eq!(bed.status.borrow().connects, 1);
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_replaced_and_a_good_one_is_used_while_tokens_cannot_be_judged() {
+    let mut bed = bed().await;
+    let mut stream = bed.opened().await;
+    stream.send(delta(1, &[mesh()])).await;
+    assert!(matches!(stream.next().await, Message::Ack(_)));
+    drop(stream);
+    let stream = bed.opened().await;
+    assert_eq!(
+        bed.tokens().len(),
+        2,
+        "until a delta comes, the certificate may be what is wrong: {:?}",
+        bed.tokens()
+    );
+    stream.to_node.send(Err(Status::unauthenticated("not believed"))).await.unwrap();
+    drop(stream);
+    bed.opened().await;
+    assert_eq!(bed.tokens().len(), 3);
+    bed.ca.down.store(true, Ordering::Relaxed);
+    let stream = bed.opened().await;
+    assert_eq!((stream.shown, bed.tokens().len()), (1, 4), "asked in vain, and came with what it had");
+}
+
+#[tokio::test]
+async fn the_connection_follows_the_authority_and_a_broken_file_changes_nothing() {
+    let mut bed = bed().await;
+    let _first = bed.opened().await;
+    let both = Ca::new().pem + &bed.ca.pem;
+    std::fs::write(bed.file("ca.pem"), both).unwrap();
+    let stream = bed.opened().await;
+    std::fs::write(bed.file("ca.pem"), "no certificate").unwrap();
+    drop(stream);
+    bed.opened().await;
+    std::fs::write(bed.file("ca.pem"), Ca::new().pem).unwrap();
+    let mut status = bed.status.subscribe();
+    let told = |status: &ControlStatus| status.last_error.as_ref().is_some_and(|e| e.contains("certificate"));
+    status.wait_for(told).await.unwrap();
+    assert!(bed.streams.is_empty(), "another authority's control plane is not believed");
 }
 
 #[test]

@@ -26,6 +26,7 @@ use weft_proto::model::Mesh;
 
 pub use peer::PeerError;
 pub use renew::{SignError, Signer};
+pub(crate) use renew::{retry_pause, until_renewal};
 
 use crate::telemetry::CloseReason;
 use peer::{Trust, TrustCell};

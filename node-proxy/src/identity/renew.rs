@@ -105,14 +105,19 @@ async fn obtain(
 }
 
 /// How long to wait before renewing: to between 45 and 55 % of the lifetime.
-fn until_renewal(not_before: SystemTime, not_after: SystemTime, now: SystemTime, random: u32) -> Duration {
+pub(crate) fn until_renewal(
+    not_before: SystemTime,
+    not_after: SystemTime,
+    now: SystemTime,
+    random: u32,
+) -> Duration {
     let lifetime = not_after.duration_since(not_before).unwrap_or_default();
     let share = 0.45 + 0.1 * f64::from(random) / f64::from(u32::MAX);
     let at = not_before + lifetime.mul_f64(share);
     at.duration_since(now).unwrap_or_default().max(Duration::from_millis(RENEW_MS_MIN))
 }
 
-fn retry_pause(failures: u32, random: u32) -> Duration {
+pub(crate) fn retry_pause(failures: u32, random: u32) -> Duration {
     let exponent = failures.saturating_sub(1).min(16);
     let whole = (RETRY_MS_MIN << exponent).min(RETRY_MS_MAX);
     Duration::from_millis(whole / 2 + u64::from(random) % (whole / 2 + 1))

@@ -1,0 +1,141 @@
+//! What the node shows to the control plane and whom it believes there: files that others renew, and its own certificate.
+//!
+//! The files are read again whenever they are needed. One that cannot be used leaves the last good one in place.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde::Serialize;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Identity;
+use weft_proto::v1;
+
+use super::channel::ControlError;
+
+/// Of a token or of a bundle of authorities: beyond any that is one.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The files of the settings.
+pub(super) struct Files {
+    authority: PathBuf,
+    token: PathBuf,
+    /// The last authority that could be used.
+    good: ArcSwapOption<String>,
+}
+
+impl Files {
+    pub(super) fn new(authority: PathBuf, token: PathBuf) -> Self {
+        Self { authority, token, good: ArcSwapOption::empty() }
+    }
+
+    /// Whom to believe, as PEM.
+    pub(super) async fn authority(&self) -> Result<Arc<String>, ControlError> {
+        let text = match self.read_authority().await {
+            Ok(text) => Arc::new(text),
+            Err(error) => {
+                let Some(good) = self.good.load_full() else { return Err(error) };
+                tracing::warn!(%error, "the last good authority of the control plane stays");
+                return Ok(good);
+            }
+        };
+        self.good.store(Some(Arc::clone(&text)));
+        Ok(text)
+    }
+
+    async fn read_authority(&self) -> Result<String, ControlError> {
+        let text = read("the control plane's authority", &self.authority).await?;
+        let mut blocks = CertificateDer::pem_slice_iter(text.as_bytes()).peekable();
+        if blocks.peek().is_none() || blocks.any(|block| block.is_err()) {
+            return Err(ControlError::Authority(self.authority.clone()));
+        }
+        Ok(text)
+    }
+
+    /// As the metadata has it.
+    pub(super) async fn token(&self) -> Result<MetadataValue<Ascii>, ControlError> {
+        let text = read("the node's token", &self.token).await?;
+        let bad_token = || ControlError::Token(self.token.clone());
+        let mut token: MetadataValue<Ascii> = match text.trim() {
+            "" => return Err(bad_token()),
+            token => format!("Bearer {token}").parse().map_err(|_| bad_token())?,
+        };
+        token.set_sensitive(true);
+        Ok(token)
+    }
+}
+
+async fn read(what: &'static str, path: &Path) -> Result<String, ControlError> {
+    let file_error = |source| ControlError::File { what, path: path.to_owned(), source };
+    if tokio::fs::metadata(path).await.map_err(file_error)?.len() > FILE_BYTES_MAX {
+        return Err(file_error(io::Error::other("is too large")));
+    }
+    tokio::fs::read_to_string(path).await.map_err(file_error)
+}
+
+/// A key made here, before its certificate.
+pub(super) struct Request {
+    key: rcgen::KeyPair,
+    pub(super) csr_der: Vec<u8>,
+}
+
+impl Request {
+    /// Empty but for the key: the control plane decides whom the certificate names.
+    pub(super) fn new() -> Result<Self, rcgen::Error> {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let csr_der = params.serialize_request(&key)?.der().to_vec();
+        Ok(Self { key, csr_der })
+    }
+
+    /// With the control plane's answer. Whether it is any good, the control plane itself says at the next handshake.
+    pub(super) fn answered(self, answer: v1::SignResponse) -> NodeCertificate {
+        let at = |unix_s: i64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_s).unwrap_or_default())
+        };
+        let blocks: Vec<_> =
+            answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
+        NodeCertificate {
+            identity: Identity::from_pem(pem::encode_many(&blocks), self.key.serialize_pem()),
+            not_before: at(answer.not_before_unix_s),
+            not_after: at(answer.not_after_unix_s),
+        }
+    }
+}
+
+/// The node's own certificate, with its key.
+pub(super) struct NodeCertificate {
+    pub(super) identity: Identity,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+}
+
+impl NodeCertificate {
+    pub(super) fn expired(&self) -> bool {
+        SystemTime::now() >= self.not_after
+    }
+
+    pub(super) fn status(&self) -> NodeCertificateStatus {
+        let unix_s =
+            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        NodeCertificateStatus {
+            not_before_unix_s: unix_s(self.not_before),
+            not_after_unix_s: unix_s(self.not_after),
+            last_error: None,
+        }
+    }
+}
+
+/// What `/status` says about the node's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeCertificateStatus {
+    pub not_before_unix_s: u64,
+    pub not_after_unix_s: u64,
+    /// Of the last attempt to renew it; None: it went well.
+    pub last_error: Option<String>,
+}
