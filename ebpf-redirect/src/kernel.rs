@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use weft_ebpf_common::abi::{
     ABI_VERSION, Address, End, Flow, InboundKey, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, NodeConfig,
-    PodConfig, SocketAddress, SocketKey, address_bytes, address_from_bytes, v4_mapped,
+    PODS_TO_FILL_FLOWS, Peer, PodConfig, PodUse, SocketAddress, SocketKey, address_bytes, address_from_bytes,
+    v4_mapped,
 };
 use weft_ebpf_common::count::Outcome;
 
@@ -32,23 +33,50 @@ pub struct Kernel {
     pub(crate) entries: Mutex<PodEntries>,
     report: ProbeReport,
     redirect: AtomicBool,
-    proxy_cgroup_id: u64,
+    node: NodeIds,
     cpus: usize,
     /// Names that this process could not write, the map being full.
     names_refused: AtomicU64,
+}
+
+/// By what the hooks know who calls.
+struct NodeIds {
+    proxy_cgroup: u64,
+    /// 0: not known.
+    pods_cgroup: u64,
+    netns_cookie: u64,
+}
+
+impl NodeIds {
+    fn find(options: &Options) -> Result<Self, KernelError> {
+        let id = |path: &Path| match std::fs::metadata(path) {
+            Ok(directory) => Ok(directory.ino()),
+            Err(source) => Err(KernelError::Cgroup { path: path.to_owned(), source }),
+        };
+        Ok(Self {
+            proxy_cgroup: id(&options.proxy_cgroup)?,
+            pods_cgroup: options.pods_cgroup.as_deref().map_or(Ok(0), id)?,
+            netns_cookie: sys::own_netns_cookie()
+                .map_err(|source| KernelError::Map { name: "CONFIG", source })?,
+        })
+    }
 }
 
 /// Every map, typed.
 pub(crate) struct Maps {
     pub(crate) config: Table<u32, NodeConfig>,
     pub(crate) pods: Table<u64, PodConfig>,
+    pub(crate) pod_use: Table<u64, PodUse>,
     pub(crate) excluded_ports: Table<weft_ebpf_common::abi::ExcludedPort, u8>,
     pub(crate) excluded_cidrs: Table<CidrKey, u8>,
     pub(crate) original_by_cookie: Table<u64, SocketAddress>,
     pub(crate) original_destinations: Table<End, Flow>,
-    pub(crate) peer_by_cookie: Table<u64, SocketAddress>,
+    pub(crate) peer_by_cookie: Table<u64, Peer>,
     pub(crate) peer_names: Table<SocketKey, SocketAddress>,
     pub(crate) accepted_peers: Table<u64, SocketAddress>,
+    pub(crate) probe_ports: Table<SocketAddress, u64>,
+    pub(crate) probes_by_cookie: Table<u64, u64>,
+    pub(crate) probes: Table<SocketKey, u8>,
     pub(crate) inbound_listeners: Table<InboundKey, i32>,
     pub(crate) sockets: Table<SocketKey, u32>,
     pub(crate) legs: Table<SocketKey, Leg>,
@@ -66,6 +94,7 @@ impl Maps {
         Ok(Self {
             config: table!("CONFIG"),
             pods: table!("PODS"),
+            pod_use: table!("POD_USE"),
             excluded_ports: table!("EXCLUDED_PORTS"),
             excluded_cidrs: table!("EXCLUDED_CIDRS"),
             original_by_cookie: table!("ORIGINAL_BY_COOKIE"),
@@ -73,6 +102,9 @@ impl Maps {
             peer_by_cookie: table!("PEER_BY_COOKIE"),
             peer_names: table!("PEER_NAMES"),
             accepted_peers: table!("ACCEPTED_PEERS"),
+            probe_ports: table!("PROBE_PORTS"),
+            probes_by_cookie: table!("PROBES_BY_COOKIE"),
+            probes: table!("PROBES"),
             inbound_listeners: table!("INBOUND_LISTENERS"),
             sockets: table!("SOCKETS"),
             legs: table!("LEGS"),
@@ -89,6 +121,8 @@ impl Maps {
             self.peer_by_cookie.capacity(),
             self.peer_names.capacity(),
             self.accepted_peers.capacity(),
+            self.probes_by_cookie.capacity(),
+            self.probes.capacity(),
             self.sockets.capacity(),
             self.legs.capacity(),
         ];
@@ -105,14 +139,9 @@ impl Kernel {
     pub fn load(options: &Options) -> Result<Self, KernelError> {
         let report = probe::run();
         let pins = Pins::create(&options.pin_dir)?;
-        let cgroup_error = |path: &Path| {
-            let path = path.to_owned();
-            |source| KernelError::Cgroup { path, source }
-        };
-        let cgroup = File::open(&options.cgroup_root).map_err(cgroup_error(&options.cgroup_root))?;
-        let proxy_cgroup_id =
-            std::fs::metadata(&options.proxy_cgroup).map_err(cgroup_error(&options.proxy_cgroup))?.ino();
-
+        let cgroup = File::open(&options.cgroup_root)
+            .map_err(|source| KernelError::Cgroup { path: options.cgroup_root.clone(), source })?;
+        let node = NodeIds::find(options)?;
         let carried = make_room(&pins, options.flows_max)?;
         let mut object = object::open(Some(&pins.maps()), options.flows_max, 0)?;
         let maps = Maps::open(&pins.maps())?;
@@ -125,11 +154,12 @@ impl Kernel {
             pins,
             maps,
             report,
-            proxy_cgroup_id,
+            node,
             names_refused: AtomicU64::new(0),
         };
         kernel.write_config()?;
         for (cookie, pod) in carried {
+            kernel.allow_use(cookie)?;
             kernel.insert("PODS", &kernel.maps.pods, &cookie, &pod)?;
         }
         if kernel.report.redirect.available() {
@@ -159,7 +189,8 @@ impl Kernel {
     pub fn name_peer(&self, socket: &impl AsFd, client: SocketAddr) -> Result<(), KernelError> {
         let name = "PEER_BY_COOKIE";
         let cookie = sys::socket_cookie(socket).map_err(|source| KernelError::Map { name, source })?;
-        self.insert(name, &self.maps.peer_by_cookie, &cookie, &from_std(client)).inspect_err(|_| {
+        let peer = Peer { client: from_std(client), counted: 0, pad: [0; 4] };
+        self.insert(name, &self.maps.peer_by_cookie, &cookie, &peer).inspect_err(|_| {
             self.names_refused.fetch_add(1, Ordering::Relaxed);
         })
     }
@@ -183,6 +214,7 @@ impl Kernel {
         }
         Ok(fill!(
             "pods" = pods,
+            "pod_use" = pod_use,
             "excluded_ports" = excluded_ports,
             "excluded_cidrs" = excluded_cidrs,
             "original_by_cookie" = original_by_cookie,
@@ -190,10 +222,19 @@ impl Kernel {
             "peer_by_cookie" = peer_by_cookie,
             "peer_names" = peer_names,
             "accepted_peers" = accepted_peers,
+            "probe_ports" = probe_ports,
+            "probes_by_cookie" = probes_by_cookie,
+            "probes" = probes,
             "inbound_listeners" = inbound_listeners,
             "sockets" = sockets,
             "legs" = legs
         ))
+    }
+
+    /// How many entries of the flow maps are there because of a pod's sockets; none for a namespace that was never
+    /// enrolled. Index: [`weft_ebpf_common::abi::Share`].
+    pub fn pod_use(&self, netns_cookie: u64) -> Result<Option<PodUse>, KernelError> {
+        self.maps.pod_use.find(&netns_cookie).map_err(|source| KernelError::Map { name: "POD_USE", source })
     }
 
     /// What the start-up probe found.
@@ -225,7 +266,15 @@ impl Kernel {
         if on && self.report.redirect_accepted.available() {
             flags |= NODE_REDIRECT_ACCEPTED;
         }
-        let config = NodeConfig { abi_version: ABI_VERSION, flags, proxy_cgroup_id: self.proxy_cgroup_id };
+        let config = NodeConfig {
+            abi_version: ABI_VERSION,
+            flags,
+            proxy_cgroup_id: self.node.proxy_cgroup,
+            node_netns_cookie: self.node.netns_cookie,
+            pods_cgroup_id: self.node.pods_cgroup,
+            pod_flows_max: pod_flows_max(self.options.flows_max),
+            pad: [0; 4],
+        };
         self.insert("CONFIG", &self.maps.config, &0, &config)
     }
 
@@ -238,6 +287,11 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         table.insert(key, value).map_err(|source| KernelError::Map { name, source })
     }
+}
+
+/// One pod's share of `flows_max`.
+fn pod_flows_max(flows_max: u32) -> u32 {
+    (flows_max / PODS_TO_FILL_FLOWS).max(1)
 }
 
 /// Unpins maps that another version or size made, and hands back the pods in them: they stay enrolled throughout. The

@@ -36,6 +36,9 @@ pub struct Options {
     pub cgroup_root: PathBuf,
     /// The proxy's own cgroup v2 directory: its connections are left alone.
     pub proxy_cgroup: PathBuf,
+    /// The cgroup v2 directory that all pods of the node are below (the kubelet's `kubepods`): a process there is not the
+    /// node's, though it may share the node's network namespace. None: all processes in that namespace are the node's.
+    pub pods_cgroup: Option<PathBuf>,
     /// Use sk_msg acceleration where the probe passes.
     pub redirect: bool,
     /// Intercepted connections at a time ([`FLOWS_MAX_DEFAULT`]). When they are that many, further connects of
@@ -56,6 +59,9 @@ pub struct PodState<'a> {
     pub inbound_v6: Option<BorrowedFd<'a>>,
     /// Inbound connections to these ports are not steered. The tunnel's port must be among them.
     pub excluded_inbound_ports: &'a [u16],
+    /// Ports of this pod that the kubelet probes: connections to them from processes of the node reach the application
+    /// directly, in the clear. The node is the network namespace that called [`Kernel::load`].
+    pub probe_ports: &'a [u16],
     pub excluded_outbound_ports: &'a [u16],
     /// Address and prefix length.
     pub excluded_outbound_cidrs: &'a [(IpAddr, u8)],

@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SkMsg, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use weft_ebpf_common::abi::{ENDS_PER_FLOW, SOCKETS_PER_FLOW};
+use weft_ebpf_common::abi::{ENDS_PER_FLOW, FLOWS_PER_PROBE, SOCKETS_PER_FLOW};
 
 use crate::KernelError;
 use crate::sys::AttachType;
@@ -23,9 +23,10 @@ static OBJECT: Aligned<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).
 pub const BUILT: bool = !include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).is_empty();
 
 /// All maps, by the name in the object, which is also the name of the pin.
-pub(crate) const MAPS: [&str; 13] = [
+pub(crate) const MAPS: [&str; 17] = [
     "CONFIG",
     "PODS",
+    "POD_USE",
     "EXCLUDED_PORTS",
     "EXCLUDED_CIDRS",
     "ORIGINAL_BY_COOKIE",
@@ -33,6 +34,9 @@ pub(crate) const MAPS: [&str; 13] = [
     "PEER_BY_COOKIE",
     "PEER_NAMES",
     "ACCEPTED_PEERS",
+    "PROBE_PORTS",
+    "PROBES_BY_COOKIE",
+    "PROBES",
     "INBOUND_LISTENERS",
     "SOCKETS",
     "LEGS",
@@ -62,13 +66,16 @@ pub(crate) fn kernel_at_least(major: u8, minor: u8) -> bool {
 }
 
 /// Sizes of the maps that grow with connections.
-pub(crate) fn flow_maps(flows_max: u32) -> [(&'static str, u32); 7] {
+pub(crate) fn flow_maps(flows_max: u32) -> [(&'static str, u32); 9] {
+    let probes = (flows_max / FLOWS_PER_PROBE).max(1);
     [
         ("ORIGINAL_BY_COOKIE", flows_max),
         ("ORIGINAL_DESTINATIONS", flows_max.saturating_mul(ENDS_PER_FLOW)),
         ("PEER_BY_COOKIE", flows_max),
         ("PEER_NAMES", flows_max),
         ("ACCEPTED_PEERS", flows_max.saturating_mul(ENDS_PER_FLOW)),
+        ("PROBES_BY_COOKIE", probes),
+        ("PROBES", probes),
         ("SOCKETS", flows_max.saturating_mul(SOCKETS_PER_FLOW)),
         ("LEGS", flows_max.saturating_mul(SOCKETS_PER_FLOW)),
     ]

@@ -8,7 +8,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use weft_ebpf_common::abi::{
     DIRECTION_INBOUND, DIRECTION_OUTBOUND, ExcludedPort, FAMILY_V4, FAMILY_V6, InboundKey, POD_NO_REDIRECT,
-    PodConfig, address_bytes, address_from_bytes,
+    PodConfig, PodUse, SHARES, SocketAddress, address_bytes, address_from_bytes,
 };
 use weft_ebpf_common::decide::{CIDR_COOKIE_BITS, cidr_key};
 
@@ -23,12 +23,18 @@ use crate::{KernelError, PodState};
 const MAPPED_BITS: u32 = 96;
 
 /// What the maps hold, by pod. The maps are the truth; this spares walking them.
-pub(crate) type PodEntries = HashMap<u64, PodEntry>;
+#[derive(Default)]
+pub(crate) struct PodEntries {
+    by_cookie: HashMap<u64, PodEntry>,
+    /// Released namespaces that had no connection when last looked at.
+    idle: HashSet<u64>,
+}
 
 #[derive(Default)]
 pub(crate) struct PodEntry {
     ports: HashSet<ExcludedPort>,
     cidrs: HashSet<CidrKey>,
+    probes: HashSet<SocketAddress>,
     /// The namespace's sk_lookup link.
     link: Option<OwnedFd>,
 }
@@ -41,14 +47,20 @@ impl Kernel {
     /// Enrols a pod or updates it. Add before remove: never a moment without steering.
     pub fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
         let mut entries = self.lock_entries();
-        let entry = entries.entry(pod.netns_cookie).or_default();
+        self.forget_use_of_released(&mut entries.idle)?;
+        self.allow_use(pod.netns_cookie)?;
+        let entry = entries.by_cookie.entry(pod.netns_cookie).or_default();
         let ports = wanted_ports(pod);
         let cidrs = wanted_cidrs(pod);
+        let probes = wanted_probes(pod);
         for port in ports.difference(&entry.ports) {
             self.insert("EXCLUDED_PORTS", &self.maps.excluded_ports, port, &1)?;
         }
         for cidr in cidrs.difference(&entry.cidrs) {
             self.insert("EXCLUDED_CIDRS", &self.maps.excluded_cidrs, cidr, &1)?;
+        }
+        for probe in probes.difference(&entry.probes) {
+            self.insert("PROBE_PORTS", &self.maps.probe_ports, probe, &pod.netns_cookie)?;
         }
         self.listen(pod.netns_cookie, FAMILY_V4, pod.inbound_v4)?;
         self.listen(pod.netns_cookie, FAMILY_V6, pod.inbound_v6)?;
@@ -62,14 +74,17 @@ impl Kernel {
         for cidr in entry.cidrs.difference(&cidrs) {
             self.maps.excluded_cidrs.remove(cidr).map_err(map("EXCLUDED_CIDRS"))?;
         }
-        (entry.ports, entry.cidrs) = (ports, cidrs);
+        for probe in entry.probes.difference(&probes) {
+            self.forget_probe(pod.netns_cookie, probe)?;
+        }
+        (entry.ports, entry.cidrs, entry.probes) = (ports, cidrs, probes);
         Ok(())
     }
 
     /// Releases a pod: its new connections bypass the mesh. Live ones are not touched.
     pub fn release(&self, netns_cookie: u64) -> Result<(), KernelError> {
         let mut entries = self.lock_entries();
-        let entry = entries.remove(&netns_cookie).unwrap_or_default();
+        let entry = entries.by_cookie.remove(&netns_cookie).unwrap_or_default();
         pins::detach_link(&self.pins.lookup(netns_cookie))
             .map_err(|source| KernelError::Attach { name: SK_LOOKUP.into(), source })?;
         self.maps.pods.remove(&netns_cookie).map_err(map("PODS"))?;
@@ -82,6 +97,48 @@ impl Kernel {
         for cidr in &entry.cidrs {
             self.maps.excluded_cidrs.remove(cidr).map_err(map("EXCLUDED_CIDRS"))?;
         }
+        for probe in &entry.probes {
+            self.forget_probe(netns_cookie, probe)?;
+        }
+        self.forget_use_of_released(&mut entries.idle)
+    }
+
+    /// Another pod may have been given the address meanwhile.
+    fn forget_probe(&self, netns_cookie: u64, probe: &SocketAddress) -> Result<(), KernelError> {
+        let failed = map("PROBE_PORTS");
+        if self.maps.probe_ports.find(probe).map_err(&failed)? == Some(netns_cookie) {
+            self.maps.probe_ports.remove(probe).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Without an entry of its own in `POD_USE` a pod is refused everything. One that it has already, with the
+    /// connections that it counts, stays as it is.
+    pub(crate) fn allow_use(&self, netns_cookie: u64) -> Result<(), KernelError> {
+        let none = PodUse { entries: [0; SHARES] };
+        self.maps.pod_use.insert_new(&netns_cookie, &none).map_err(map("POD_USE")).map(drop)
+    }
+
+    /// Removes the counts of released namespaces once nothing is left to count. Seen idle twice in a row: a connect that
+    /// was in the hook while its pod was released has long ended by the second time.
+    fn forget_use_of_released(&self, idle: &mut HashSet<u64>) -> Result<(), KernelError> {
+        let failed = map("POD_USE");
+        let mut idle_now = HashSet::new();
+        for cookie in self.maps.pod_use.keys().map_err(&failed)? {
+            if self.maps.pods.find(&cookie).map_err(map("PODS"))?.is_some() {
+                continue;
+            }
+            let used = self.maps.pod_use.find(&cookie).map_err(&failed)?;
+            if used.is_some_and(|used| used.entries != [0; SHARES]) {
+                continue;
+            }
+            if idle.contains(&cookie) {
+                self.maps.pod_use.remove(&cookie).map_err(&failed)?;
+            } else {
+                idle_now.insert(cookie);
+            }
+        }
+        *idle = idle_now;
         Ok(())
     }
 
@@ -94,7 +151,8 @@ impl Kernel {
     pub(crate) fn take_over_pods(&self) -> Result<(), KernelError> {
         let mut entries = self.lock_entries();
         for cookie in self.maps.pods.keys().map_err(map("PODS"))? {
-            entries.entry(cookie).or_default();
+            self.allow_use(cookie)?;
+            entries.by_cookie.entry(cookie).or_default();
         }
         let pinned = self
             .pins
@@ -102,7 +160,7 @@ impl Kernel {
             .map_err(|source| KernelError::Pins { path: self.pins.lookups(), source })?;
         for cookie in pinned {
             let path = self.pins.lookup(cookie);
-            let Some(entry) = entries.get_mut(&cookie) else {
+            let Some(entry) = entries.by_cookie.get_mut(&cookie) else {
                 // Half released by a process that died.
                 pins::detach_link(&path).map_err(|source| KernelError::Pins { path, source })?;
                 continue;
@@ -117,12 +175,18 @@ impl Kernel {
             }
         }
         for port in self.maps.excluded_ports.keys().map_err(map("EXCLUDED_PORTS"))? {
-            entries.entry(port.netns_cookie).or_default().ports.insert(port);
+            entries.by_cookie.entry(port.netns_cookie).or_default().ports.insert(port);
         }
         for cidr in self.maps.excluded_cidrs.keys().map_err(map("EXCLUDED_CIDRS"))? {
             let [high, low] = cidr.data.netns_cookie_be.map(u32::from_be);
             let cookie = u64::from(high) << 32 | u64::from(low);
-            entries.entry(cookie).or_default().cidrs.insert(cidr);
+            entries.by_cookie.entry(cookie).or_default().cidrs.insert(cidr);
+        }
+        let failed = map("PROBE_PORTS");
+        for probe in self.maps.probe_ports.keys().map_err(&failed)? {
+            if let Some(cookie) = self.maps.probe_ports.find(&probe).map_err(&failed)? {
+                entries.by_cookie.entry(cookie).or_default().probes.insert(probe);
+            }
         }
         Ok(())
     }
@@ -177,6 +241,14 @@ fn wanted_ports(pod: &PodState<'_>) -> HashSet<ExcludedPort> {
     };
     let inbound = pod.excluded_inbound_ports.iter().map(of(DIRECTION_INBOUND));
     inbound.chain(pod.excluded_outbound_ports.iter().map(of(DIRECTION_OUTBOUND))).collect()
+}
+
+fn wanted_probes(pod: &PodState<'_>) -> HashSet<SocketAddress> {
+    let of = |ip: &IpAddr| {
+        let address = address(*ip);
+        pod.probe_ports.iter().map(move |port| SocketAddress::new(address, *port))
+    };
+    pod.addresses.iter().flat_map(of).collect()
 }
 
 fn wanted_cidrs(pod: &PodState<'_>) -> HashSet<CidrKey> {

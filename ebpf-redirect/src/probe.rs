@@ -197,27 +197,8 @@ impl Wake {
 
 fn key(stream: &TcpStream) -> io::Result<SocketKey> {
     let (local, remote): (SocketAddr, SocketAddr) = (stream.local_addr()?, stream.peer_addr()?);
-    let netns_cookie = netns_cookie(stream)?;
+    let netns_cookie = sys::netns_cookie(stream)?;
     Ok(SocketKey { netns_cookie, local: from_std(local), remote: from_std(remote) })
-}
-
-/// The cookie of the namespace that a socket was made in.
-fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
-    /// Since 5.14; not yet in the libc crate for every target.
-    const SO_NETNS_COOKIE: i32 = 71;
-    let mut cookie = 0u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn map_fd(object: &aya::Ebpf, name: &str) -> Result<OwnedFd, String> {

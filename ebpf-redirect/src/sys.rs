@@ -154,6 +154,17 @@ pub(crate) unsafe fn update(map: &impl AsFd, key: *const u8, value: *const u8) -
     bpf(Command::MapUpdate, &mut element(map, key, value.cast_mut(), 0)).map(drop)
 }
 
+/// `BPF_NOEXIST`.
+const ONLY_NEW: u64 = 1;
+
+/// The same where there is none yet; else EEXIST.
+///
+/// # Safety
+/// As for [`lookup`].
+pub(crate) unsafe fn update_new(map: &impl AsFd, key: *const u8, value: *const u8) -> io::Result<()> {
+    bpf(Command::MapUpdate, &mut element(map, key, value.cast_mut(), ONLY_NEW)).map(drop)
+}
+
 /// # Safety
 /// `key` points to as many bytes as the map's keys have.
 pub(crate) unsafe fn delete(map: &impl AsFd, key: *const u8) -> io::Result<()> {
@@ -176,6 +187,30 @@ pub(crate) fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
             socket.as_fd().as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cookie of this thread's network namespace.
+pub(crate) fn own_netns_cookie() -> io::Result<u64> {
+    netns_cookie(&socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?)
+}
+
+/// The cookie of the namespace that a socket was made in.
+pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    /// Since 5.14; not yet in the libc crate for every target.
+    const SO_NETNS_COOKIE: i32 = 71;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),
             &raw mut length,
         )

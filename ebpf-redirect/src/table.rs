@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use weft_ebpf_common::abi::{
-    End, ExcludedCidr, ExcludedPort, Flow, InboundKey, Leg, NodeConfig, PodConfig, SocketAddress, SocketKey,
+    End, ExcludedCidr, ExcludedPort, Flow, InboundKey, Leg, NodeConfig, Peer, PodConfig, PodUse,
+    SocketAddress, SocketKey,
 };
 
 use crate::sys::{self, MapInfo};
@@ -25,7 +26,7 @@ macro_rules! plain {
     };
 }
 plain!(u8, i32, u32, u64, End, ExcludedPort, Flow, InboundKey, Leg, NodeConfig, PodConfig, SocketAddress);
-plain!(SocketKey, CidrKey);
+plain!(SocketKey, CidrKey, Peer, PodUse);
 
 /// Key of the LPM trie `EXCLUDED_CIDRS`.
 #[repr(C)]
@@ -72,6 +73,16 @@ impl<K: Plain, V: Plain> Table<K, V> {
     pub(crate) fn insert(&self, key: &K, value: &V) -> io::Result<()> {
         // SAFETY: sizes were checked in `new`.
         unsafe { sys::update(&self.fd, (&raw const *key).cast(), (&raw const *value).cast()) }
+    }
+
+    /// True if there was none before; one that is there stays as it is.
+    pub(crate) fn insert_new(&self, key: &K, value: &V) -> io::Result<bool> {
+        // SAFETY: sizes were checked in `new`.
+        match unsafe { sys::update_new(&self.fd, (&raw const *key).cast(), (&raw const *value).cast()) } {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// True if there was one.

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use weft_ebpf::{Kernel, Options};
 use world::{POD4, World, at, connect_named, used, wait_for};
 
 /// Twice the ephemeral range (28,232 ports), and more than that number within the minute that TIME_WAIT lasts.
@@ -21,7 +22,8 @@ fn descriptors() -> usize {
 #[test]
 fn more_short_connections_than_ports_are_made_within_a_minute_and_none_is_refused() {
     let world = World::new();
-    let kernel = world.kernel();
+    // One pod's share is more than what waits to be accepted (512) and to be closed.
+    let kernel = Arc::new(Kernel::load(&Options { flows_max: 4 * 1024, ..world.options() }).unwrap());
     let _proxy = world.enrol(&kernel);
     let app = world.listen("pod", &world.pod, POD4, 8080);
     let before = descriptors();
@@ -48,6 +50,8 @@ fn more_short_connections_than_ports_are_made_within_a_minute_and_none_is_refuse
     for map in ["peer_by_cookie", "peer_names", "accepted_peers", "legs", "sockets"] {
         wait_for("freed entries", || used(&kernel, map) == 0);
     }
+    let share = kernel.pod_use(world.pod.cookie).unwrap().unwrap();
+    assert_eq!(share.entries, [0; 5], "the pod's share is free again");
     drop(app);
     assert!(descriptors() <= before, "{} descriptors, {before} before", descriptors());
 }

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use socket2::{Domain, SockAddr, Socket, Type};
-use weft_ebpf::{Kernel, Options, Outcome, PodState};
+use weft_ebpf::{Outcome, PodState};
 use world::{PEER4, PEER6, POD4, POD6, Proxy, World, at, counted, used, wait_for};
 
 fn connect_as(domain: Domain, to: SocketAddr) -> io::Result<TcpStream> {
@@ -81,32 +81,6 @@ fn the_proxy_udp_loopback_and_exclusions_are_left_alone() {
     kernel.enrol(&plain_state).unwrap();
     let _app = world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 9001)).unwrap());
     assert_eq!(counted(&kernel, Outcome::ConnectRedirected), 1);
-}
-
-#[test]
-fn a_full_map_refuses_connects_and_a_close_makes_room() {
-    let world = World::new();
-    let kernel = Kernel::load(&Options { flows_max: 4, ..world.options() }).unwrap();
-    let proxy = world.enrol(&kernel);
-    let (apps, error) = world.run("pod", &world.pod, || {
-        let mut apps = Vec::new();
-        loop {
-            match TcpStream::connect(at(PEER4, 80)) {
-                Ok(app) => apps.push(app),
-                Err(error) => return (apps, error),
-            }
-            assert!(apps.len() < 64, "never full");
-        }
-    });
-    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-    assert_eq!(apps.len(), 4);
-    assert_eq!(counted(&kernel, Outcome::ConnectRefusedFull), 1);
-    drop(apps);
-    while used(&kernel, "original_destinations") > 0 {
-        drop(proxy.outbound4.accept().unwrap());
-    }
-    assert_eq!(used(&kernel, "original_by_cookie"), 0);
-    world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 80)).unwrap());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, POD4, POD6, World, at, connect_named, counted, used, wait_for};
+use world::{PEER4, POD4, POD6, World, at, connect_named, counted, forge, used, wait_for};
 
 const CLIENT4: &str = "10.99.0.1";
 const CLIENT6: &str = "fd99::1";
@@ -116,9 +116,9 @@ fn an_unnamed_connection_shows_the_pods_address_and_not_loopback() {
 }
 
 #[test]
-fn failed_connects_leave_nothing_and_a_full_map_refuses() {
+fn failed_connects_leave_nothing_and_a_full_share_refuses() {
     let world = World::new();
-    let kernel = Arc::new(Kernel::load(&Options { flows_max: 4, ..world.options() }).unwrap());
+    let kernel = Arc::new(Kernel::load(&Options { flows_max: 4 * 4, ..world.options() }).unwrap());
     let _proxy = world.enrol(&kernel);
     let handle = Arc::clone(&kernel);
     world.run("agent", &world.pod, move || {
@@ -134,27 +134,12 @@ fn failed_connects_leave_nothing_and_a_full_map_refuses() {
     let handle = Arc::clone(&kernel);
     let connect = move || connect_named(&handle, at(POD4, 8080), at(CLIENT4, 1)).map(drop);
     world.run("agent", &world.pod, connect).unwrap_err();
-    assert_eq!(counted(&kernel, Outcome::PeerRefusedFull), 1);
+    assert_eq!(counted(&kernel, Outcome::PeerRefusedShare), 1);
+    // The refused one is not left behind either.
+    wait_for("freed entries", || used(&kernel, "peer_by_cookie") == 4);
     drop(held);
     wait_for("freed entries", || used(&kernel, "peer_by_cookie") == 0);
     proxy_connects(&world, &kernel, at(POD4, 8080), at(CLIENT4, 1));
-}
-
-/// A SYN with a forged source, from outside the pod.
-fn forge(from: &str, to: &str, port: u16) {
-    let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
-    let (from, to) = (octets(from), octets(to));
-    let mut tcp = vec![0x30, 0x39];
-    tcp.extend(port.to_be_bytes());
-    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &tcp].concat();
-    let mut sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    let packet = [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0][..], &from, &to, &tcp].concat();
-    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::from(libc::IPPROTO_RAW))).unwrap();
-    raw.send_to(&packet, &at(POD4, 0).into()).unwrap();
 }
 
 fn sysctl(world: &World, name: &'static str, value: &'static str) {

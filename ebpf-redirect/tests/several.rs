@@ -89,7 +89,7 @@ fn maps_of_another_version_are_replaced_and_pods_stay_enrolled() {
     let open = || MapData::from_pin(world.pins.join("maps/CONFIG")).unwrap();
     let id = || open().info().unwrap().id();
     let old = id();
-    let mut config: Array<MapData, [u32; 4]> = Array::try_from(Map::Array(open())).unwrap();
+    let mut config: Array<MapData, [u32; 10]> = Array::try_from(Map::Array(open())).unwrap();
     let mut value = config.get(&0, 0).unwrap();
     assert_eq!(value[0], ABI_VERSION);
     value[0] += 1;

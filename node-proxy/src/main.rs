@@ -170,8 +170,9 @@ fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<Contro
         pin_dir: settings.pin_dir.clone(),
         cgroup_root: settings.cgroup_root.clone(),
         proxy_cgroup: own_cgroup::own_cgroup().context("cannot find weft-node's own cgroup")?,
+        pods_cgroup: own_cgroup::of_all_pods(&settings.cgroup_root),
         redirect: settings.redirect,
-        flows_max: weft_ebpf::FLOWS_MAX_DEFAULT,
+        flows_max: settings.flows_max,
     })
     .context("cannot set up the kernel hooks")?;
     let telemetry = Telemetry::start(&TelemetrySettings {

@@ -11,6 +11,10 @@ use clap::{Args, Parser, Subcommand};
 /// Longer than this nobody waits for a node's proxy; Kubernetes' own limit for a pod is far below.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
 const NAME_BYTES_MAX: usize = 253;
+/// A pod's share is a quarter: fewer are of no use to anybody.
+const FLOWS_MIN: u32 = 64;
+/// Sixteen times the default; the kernel's tables for so many take about 60 MiB before the first connection.
+const FLOWS_MAX: u32 = 1 << 20;
 
 /// Command line of `weft-node`.
 #[derive(Debug, Parser)]
@@ -70,6 +74,10 @@ pub struct RunArguments {
     /// Join sockets of one node in the kernel: auto (where the start-up probe passes) or off
     #[arg(long, env = "WEFT_REDIRECT", value_name = "auto|off", default_value = "auto")]
     redirect: String,
+    /// Connections that may be intercepted on this node at a time; beyond it new ones of enrolled pods are refused. One
+    /// pod may hold a quarter. 64 to 1048576; another figure than before makes new kernel maps
+    #[arg(long, env = "WEFT_FLOWS_MAX", value_name = "CONNECTIONS", default_value_t = weft_ebpf::FLOWS_MAX_DEFAULT.to_string())]
+    flows_max: String,
     /// Connections and requests that are logged: off, errors or all
     #[arg(long, env = "WEFT_ACCESS_LOG", value_name = "off|errors|all", default_value = "off")]
     access_log: String,
@@ -131,6 +139,8 @@ pub struct Settings {
     pub admin: AdminAddress,
     /// Use sk_msg acceleration where the probe passes.
     pub redirect: bool,
+    /// Intercepted connections at a time.
+    pub flows_max: u32,
     pub access_log: AccessLog,
     /// None: stdout.
     pub access_log_file: Option<PathBuf>,
@@ -165,6 +175,7 @@ impl TryFrom<RunArguments> for Settings {
                 .parsed("--admin", typed.admin.parse())
                 .unwrap_or_else(|| AdminAddress::Unix(PathBuf::new())),
             redirect: check.one_of("--redirect", &typed.redirect, &[("auto", true), ("off", false)]),
+            flows_max: check.number("--flows-max", &typed.flows_max, FLOWS_MIN, FLOWS_MAX),
             access_log: check.one_of(
                 "--access-log",
                 &typed.access_log,
@@ -235,6 +246,16 @@ impl Check {
         chosen.unwrap_or(&choices[0]).1
     }
 
+    fn number(&mut self, flag: &str, value: &str, min: u32, max: u32) -> u32 {
+        match value.parse::<u32>() {
+            Ok(number) if (min..=max).contains(&number) => number,
+            _ => {
+                self.0.push(format!("{flag}: {value:?} is not a whole number from {min} to {max}"));
+                min
+            }
+        }
+    }
+
     fn seconds(&mut self, flag: &str, value: &str, max: u64) -> Duration {
         match value.parse::<u64>() {
             Ok(seconds) if seconds <= max => Duration::from_secs(seconds),
@@ -266,12 +287,13 @@ mod tests {
         assert_eq!(settings.cgroup_root, Path::new("/sys/fs/cgroup"));
         assert_eq!((settings.redirect, settings.access_log), (true, AccessLog::Off));
         assert_eq!(settings.drain, Duration::from_secs(30));
+        assert_eq!(settings.flows_max, weft_ebpf::FLOWS_MAX_DEFAULT);
     }
 
     #[test]
     fn all_mistakes_are_told_at_once() {
         let line = "--control-address http://x --cgroup-root rel --admin 0.0.0.0:1 --redirect on --access-log some \
-                    --drain-seconds x1";
+                    --drain-seconds x1 --flows-max 63";
         let mistakes = parse(line).unwrap_err();
         let told = mistakes.to_string();
         for flag in [
@@ -284,10 +306,11 @@ mod tests {
             "--redirect: ",
             "--access-log: ",
             "--drain-seconds: ",
+            "--flows-max: ",
         ] {
             assert!(told.contains(flag), "{flag} in {told}");
         }
-        assert_eq!(mistakes.0.len(), 9);
+        assert_eq!(mistakes.0.len(), 10);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Addresses are four words in network order, as the kernel's contexts hold them, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
 
 /// Changes with every change of a layout or of a map's meaning. Pinned maps of another version are not reused.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// An address of either family: words, because the kernel's programs would have to assemble bytes one by one.
 pub type Address = [u32; 4];
@@ -55,6 +55,13 @@ pub struct NodeConfig {
     pub flags: u32,
     /// cgroup v2 id of the proxy itself: its own connections are left alone.
     pub proxy_cgroup_id: u64,
+    /// The node's own network namespace, from which its processes probe pods.
+    pub node_netns_cookie: u64,
+    /// cgroup v2 id of the directory that all pods of the node are below; 0 where it is not known.
+    pub pods_cgroup_id: u64,
+    /// One pod's share of the flow maps, in connections: see [`Share`].
+    pub pod_flows_max: u32,
+    pub pad: [u8; 4],
 }
 
 /// sk_msg acceleration may be used.
@@ -62,6 +69,45 @@ pub const NODE_REDIRECT: u32 = 1 << 0;
 /// It may also be used for sockets that an application accepts (not on kernels where an accepted child of an MPTCP
 /// listener cannot be told from one of MPTCP).
 pub const NODE_REDIRECT_ACCEPTED: u32 = 1 << 1;
+
+/// What a pod has a share of: the entries in a flow map that are there because of its sockets. Index of
+/// [`PodUse::entries`].
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// `ORIGINAL_BY_COOKIE`
+    Original = 0,
+    /// `ORIGINAL_DESTINATIONS`
+    Destination = 1,
+    /// `PEER_BY_COOKIE` and `PEER_NAMES`, which belong together
+    Peer = 2,
+    /// `ACCEPTED_PEERS`
+    Accepted = 3,
+    /// `LEGS` and `SOCKETS`
+    Leg = 4,
+}
+
+pub const SHARES: usize = 5;
+
+impl Share {
+    /// Entries for each connection: as many as the map itself has for each flow of the node.
+    #[inline(always)]
+    pub const fn entries_per_flow(self) -> u32 {
+        match self {
+            Self::Original | Self::Peer => 1,
+            Self::Destination | Self::Accepted => ENDS_PER_FLOW,
+            Self::Leg => SOCKETS_PER_FLOW,
+        }
+    }
+}
+
+/// `POD_USE[netns cookie]`: how many entries each [`Share`] of a pod has now. Each is incremented by the insert that made
+/// an entry and decremented by the removal that took it out, so the maps and these figures agree at all times.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodUse {
+    pub entries: [u64; SHARES],
+}
 
 /// `PODS[netns cookie]`: an enrolled pod.
 #[repr(C)]
@@ -119,6 +165,16 @@ pub struct Flow {
     /// 1 once the proxy's end exists: from then on that end's close removes the entry, so that a client which sends
     /// and closes before the proxy accepts is still known.
     pub accepted: u32,
+    pub pad: [u8; 4],
+}
+
+/// Value of `PEER_BY_COOKIE`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub client: SocketAddress,
+    /// 1 once it counts for the pod's [`Share::Peer`]: user space writes the entry, the connect hook counts it.
+    pub counted: u32,
     pub pad: [u8; 4],
 }
 
@@ -184,6 +240,17 @@ pub const EXCLUDED_CIDRS_MAX: u32 = 16 * PODS_MAX;
 /// Intercepted connections of one node at a time, unless the loader is told another figure. An entry takes memory only
 /// while it is used.
 pub const FLOWS_MAX: u32 = 65_536;
+/// No pod has more than one part in so many of any flow map, so that three greedy pods together leave room for the others.
+pub const PODS_TO_FILL_FLOWS: u32 = 4;
+/// Live probes of the node: one for each so many connections of `flows_max`; 8 for each of `PODS_MAX` pods by default.
+pub const FLOWS_PER_PROBE: u32 = 8;
+/// Probed ports of all pods: 16 for each, in both families together.
+pub const PROBE_PORTS_MAX: u32 = 16 * PODS_MAX;
+/// Namespaces in `POD_USE`: the enrolled ones, and released ones whose connections still live.
+pub const POD_USE_MAX: u32 = 2 * PODS_MAX;
+/// How deep below the root a process may be for its ancestors to be looked through. systemd, a nested container and the
+/// kubelet's own levels together make about ten.
+pub const CGROUP_LEVELS_MAX: u32 = 32;
 /// Entries of `ORIGINAL_DESTINATIONS` and `ACCEPTED_PEERS` for each flow: the far end may outlive the one that counts.
 pub const ENDS_PER_FLOW: u32 = 2;
 /// Sockets of each accelerated flow: both ends of the client's leg and of the application's.
@@ -192,8 +259,10 @@ pub const SOCKETS_PER_FLOW: u32 = 4;
 pub const INBOUND_LISTENERS_MAX: u32 = 2 * PODS_MAX;
 
 const _: () = assert!(size_of::<SocketAddress>() == 24);
-const _: () = assert!(size_of::<NodeConfig>() == 16);
+const _: () = assert!(size_of::<NodeConfig>() == 40);
 const _: () = assert!(size_of::<PodConfig>() == 40);
+const _: () = assert!(size_of::<PodUse>() == 40);
+const _: () = assert!(size_of::<Peer>() == 32);
 const _: () = assert!(size_of::<ExcludedPort>() == 16);
 const _: () = assert!(size_of::<ExcludedCidr>() == 24);
 const _: () = assert!(size_of::<End>() == 32);

@@ -36,18 +36,32 @@ outcomes! {
         "Sent to the proxy.",
     ConnectRefusedFull = "connect_refused_full":
         "Refused because the flow map is full.",
+    ConnectRefusedShare = "connect_refused_share":
+        "Refused because the pod holds its share of the flow map.",
+    ProbeFiled = "probe_filed":
+        "A process of the node connects to a probed port of a pod: filed, to be let through to the application.",
+    ProbeNotNode = "probe_not_node":
+        "The same from a pod that shares the node's network namespace: not filed.",
+    ProbeRefusedFull = "probe_refused_full":
+        "A probe could not be filed, the map being full: it goes to the proxy like any other connection.",
     PeerNamed = "peer_named":
         "getpeername or accept answered with the address that the other side of the mesh has.",
     PeerUnchanged = "peer_unchanged":
         "getpeername or accept of an enrolled pod left alone.",
     PeerRefusedFull = "peer_refused_full":
         "The proxy's connection to an application could not be named, the map being full: it is not made.",
+    PeerRefusedShare = "peer_refused_share":
+        "The proxy's connection to an application was refused: the pod holds its share of the map.",
     AcceptedUnnamed = "accepted_unnamed":
         "An application's socket could not be named, the map being full: it shows the pod's own address.",
+    AcceptedRefusedShare = "accepted_refused_share":
+        "The same because the pod holds its share of the map.",
     FlowStored = "flow_stored":
         "An original destination was published to the proxy before the SYN left.",
     FlowRefusedFull = "flow_refused_full":
         "It was not, the map being full: the proxy closes the connection.",
+    FlowRefusedShare = "flow_refused_share":
+        "The same because the pod holds its share of the map.",
     FlowRemoved = "flow_removed":
         "An original destination was removed at close.",
     SocketInserted = "socket_inserted":
@@ -56,6 +70,8 @@ outcomes! {
         "Not inserted: another sk_msg user holds the socket (EBUSY).",
     SocketRefusedFull = "socket_refused_full":
         "Not inserted: map full.",
+    SocketRefusedShare = "socket_refused_share":
+        "Not inserted: the pod holds its share of the map.",
     SocketSkippedMptcp = "socket_skipped_mptcp":
         "Not inserted: MPTCP.",
     SocketSkippedSent = "socket_skipped_sent":
@@ -76,6 +92,8 @@ outcomes! {
         "Inbound from the pod itself or over loopback: the application is reached directly.",
     LookupExcluded = "lookup_excluded":
         "Inbound to an excluded port.",
+    LookupProbe = "lookup_probe":
+        "Inbound, a probe of the node that was filed: the application is reached directly.",
     LookupSteered = "lookup_steered":
         "Inbound, handed to the proxy's listener.",
     LookupDropped = "lookup_dropped":

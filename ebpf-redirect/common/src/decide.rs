@@ -143,6 +143,7 @@ pub fn lookup(
     remote: &Address,
     remote_is_own: impl FnOnce() -> bool,
     port_excluded: impl FnOnce() -> bool,
+    probe_filed: impl FnOnce() -> bool,
 ) -> Lookup {
     if protocol != IPPROTO_TCP {
         return Lookup::Pass(Outcome::LookupNotTcp);
@@ -159,6 +160,9 @@ pub fn lookup(
     }
     if port_excluded() {
         return Lookup::Pass(Outcome::LookupExcluded);
+    }
+    if probe_filed() {
+        return Lookup::Pass(Outcome::LookupProbe);
     }
     Lookup::Steer
 }

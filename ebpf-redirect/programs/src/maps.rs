@@ -12,6 +12,8 @@ pub static CONFIG: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]
 pub static PODS: HashMap<u64, PodConfig> = HashMap::with_max_entries(PODS_MAX, 0);
 #[map]
+pub static POD_USE: HashMap<u64, PodUse> = HashMap::with_max_entries(POD_USE_MAX, 0);
+#[map]
 pub static EXCLUDED_PORTS: HashMap<ExcludedPort, u8> =
     HashMap::with_max_entries(EXCLUDED_PORTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
@@ -28,8 +30,7 @@ pub static ORIGINAL_DESTINATIONS: HashMap<End, Flow> =
 /// The proxy's socket towards an application → the client's address. Written by the proxy before it connects; removed
 /// when the socket has closed.
 #[map]
-pub static PEER_BY_COOKIE: HashMap<u64, SocketAddress> =
-    HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
+pub static PEER_BY_COOKIE: HashMap<u64, Peer> = HashMap::with_max_entries(FLOWS_MAX, BPF_F_NO_PREALLOC);
 /// The same by the proxy's 4-tuple, for the application's socket to find. Each has an entry in `PEER_BY_COOKIE`, which
 /// is filled first: this one is never full before.
 #[map]
@@ -40,6 +41,18 @@ pub static PEER_NAMES: HashMap<SocketKey, SocketAddress> =
 #[map]
 pub static ACCEPTED_PEERS: HashMap<u64, SocketAddress> =
     HashMap::with_max_entries(ENDS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// Address and port that the kubelet probes → the pod's namespace.
+#[map]
+pub static PROBE_PORTS: HashMap<SocketAddress, u64> =
+    HashMap::with_max_entries(PROBE_PORTS_MAX, BPF_F_NO_PREALLOC);
+/// The probing process's socket → the pod's namespace.
+#[map]
+pub static PROBES_BY_COOKIE: HashMap<u64, u64> =
+    HashMap::with_max_entries(FLOWS_MAX / FLOWS_PER_PROBE, BPF_F_NO_PREALLOC);
+/// The same as the pod's namespace will see it.
+#[map]
+pub static PROBES: HashMap<SocketKey, u8> =
+    HashMap::with_max_entries(FLOWS_MAX / FLOWS_PER_PROBE, BPF_F_NO_PREALLOC);
 #[map]
 pub static INBOUND_LISTENERS: SockHash<InboundKey> = SockHash::with_max_entries(INBOUND_LISTENERS_MAX, 0);
 #[map]
@@ -67,6 +80,11 @@ pub fn count(outcome: Outcome) {
 #[inline(always)]
 pub fn node_flags() -> u32 {
     CONFIG.get(0).map_or(0, |config| config.flags)
+}
+
+#[inline(always)]
+pub fn pod_flows_max() -> u32 {
+    CONFIG.get(0).map_or(0, |config| config.pod_flows_max)
 }
 
 /// Is the current task the proxy?

@@ -6,11 +6,12 @@
 use aya_ebpf::Global;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use weft_ebpf_common::abi::{DIRECTION_INBOUND, ExcludedPort, InboundKey};
+use weft_ebpf_common::abi::{DIRECTION_INBOUND, ExcludedPort, InboundKey, SocketAddress, SocketKey};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide::{self, Lookup};
 
 use crate::maps::{EXCLUDED_PORTS, INBOUND_LISTENERS, PODS, count};
+use crate::probe;
 
 const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
@@ -22,7 +23,7 @@ static NETNS_COOKIE: Global<u64> = Global::new(0);
 pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     let cookie = NETNS_COOKIE.load();
     // SAFETY: the context of a running program is valid; words are read one by one as the verifier wants.
-    let (family, protocol, port, local, remote) = unsafe {
+    let (family, protocol, port, remote_port, local, remote) = unsafe {
         let lookup = ctx.lookup;
         let family = (&raw const (*lookup).family).read_volatile();
         // Both families are read always: the verifier refuses a context pointer that a branch has moved.
@@ -32,7 +33,14 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         let remote_v6 = crate::sock_ops::words(&raw const (*lookup).remote_ip6);
         let local = decide::normalise(family, local_v4, local_v6);
         let remote = decide::normalise(family, remote_v4, remote_v6);
-        (family, (*lookup).protocol, (*lookup).local_port as u16, local, remote)
+        // Local port in host order, remote port in network order.
+        let (port, remote_port) = ((*lookup).local_port as u16, u16::from_be((*lookup).remote_port));
+        (family, (*lookup).protocol, port, remote_port, local, remote)
+    };
+    let seen = SocketKey {
+        netns_cookie: cookie,
+        local: SocketAddress::new(local, port),
+        remote: SocketAddress::new(remote, remote_port),
     };
     let key = ExcludedPort { netns_cookie: cookie, port, direction: DIRECTION_INBOUND, pad: [0; 4] };
     let decision = decide::lookup(
@@ -43,6 +51,7 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         || unsafe { PODS.get(&cookie) }.is_some_and(|pod| decide::in_pod(pod, &remote)),
         // SAFETY: only the presence of the entry is used.
         || unsafe { EXCLUDED_PORTS.get(&key).is_some() },
+        || probe::is_filed(&seen),
     );
     match decision {
         Lookup::Pass(outcome) => {

@@ -6,7 +6,7 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
+    BPF_ANY, BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB,
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG,
 };
@@ -14,16 +14,18 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_skc_to_
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use weft_ebpf_common::abi::{
-    End, Flow, LEG_STACK, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, POD_NO_REDIRECT, PodConfig,
+    End, Flow, LEG_STACK, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, POD_NO_REDIRECT, PodConfig, Share,
     SocketAddress, SocketKey,
 };
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
 use crate::maps::{
-    ACCEPTED_PEERS, LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_BY_COOKIE, PEER_NAMES, PODS, SOCKETS,
-    count, node_flags,
+    ACCEPTED_PEERS, LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_BY_COOKIE, PEER_NAMES, PODS,
+    SOCKETS, count, node_flags,
 };
+use crate::quota::{self, Refused};
+use crate::{probe, release};
 
 pub const TCP_CLOSE: u32 = 7;
 /// Argument of `HDR_OPT_LEN_CB`: nothing is sent yet, the stack asks because it is about to take data.
@@ -99,13 +101,20 @@ fn connecting(ctx: &SockOpsContext, key: &SocketKey) {
         if let Some(original) = ORIGINAL_BY_COOKIE.get(&socket) {
             let end = End { netns_cookie: key.netns_cookie, socket: key.local };
             let flow = Flow { original: *original, accepted: 0, pad: [0; 4] };
-            let stored = ORIGINAL_DESTINATIONS.insert(&end, &flow, 0).is_ok();
-            count(if stored { Outcome::FlowStored } else { Outcome::FlowRefusedFull });
+            let share = Share::Destination;
+            let stored = quota::insert(&ORIGINAL_DESTINATIONS, &end, &flow, key.netns_cookie, share);
+            count(match stored {
+                Ok(()) => Outcome::FlowStored,
+                Err(Refused::Full) => Outcome::FlowRefusedFull,
+                Err(Refused::Share) => Outcome::FlowRefusedShare,
+            });
             watch_close(ctx);
-        } else if let Some(client) = PEER_BY_COOKIE.get(&socket) {
-            if PEER_NAMES.insert(key, client, 0).is_err() {
+        } else if let Some(peer) = PEER_BY_COOKIE.get(&socket) {
+            if PEER_NAMES.insert(key, &peer.client, 0).is_err() {
                 count(Outcome::AcceptedUnnamed);
             }
+            watch_close(ctx);
+        } else if probe::file(socket, key) {
             watch_close(ctx);
         }
     }
@@ -129,8 +138,10 @@ fn accepted(ctx: &SockOpsContext, pod: &PodConfig, key: SocketKey) {
     if let Some(client) = unsafe { PEER_NAMES.get(&opposite(&key)) } {
         // SAFETY: the helper takes the program's context.
         let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        if ACCEPTED_PEERS.insert(&socket, client, 0).is_err() {
-            count(Outcome::AcceptedUnnamed);
+        match quota::insert(&ACCEPTED_PEERS, &socket, client, key.netns_cookie, Share::Accepted) {
+            Ok(()) => {}
+            Err(Refused::Full) => count(Outcome::AcceptedUnnamed),
+            Err(Refused::Share) => count(Outcome::AcceptedRefusedShare),
         }
         watch_close(ctx);
         offer(ctx, pod, key, NODE_REDIRECT_ACCEPTED);
@@ -175,17 +186,25 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
     if peer_began_in_stack(&key) {
         return;
     }
+    // Counted before the socket goes into `SOCKETS`, where it stays until it closes.
+    if !quota::take(key.netns_cookie, Share::Leg) {
+        count(Outcome::SocketRefusedShare);
+        return;
+    }
     watch(ctx, BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
     // SAFETY: the context of a running program is valid.
     let result = unsafe { SOCKETS.update(&mut key, &mut *ctx.ops, u64::from(BPF_ANY)) };
-    if let Err(error) = result {
-        count(if error == EBUSY { Outcome::SocketRefusedBusy } else { Outcome::SocketRefusedFull });
-        return;
-    }
-    let outcome = match LEGS.insert(&key, &Leg::NEW, 0) {
-        Ok(()) => Outcome::SocketInserted,
+    let outcome = match result {
+        Err(EBUSY) => Outcome::SocketRefusedBusy,
         Err(_) => Outcome::SocketRefusedFull,
+        Ok(()) => match LEGS.insert(&key, &Leg::NEW, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Outcome::SocketInserted,
+            Err(_) => Outcome::SocketRefusedFull,
+        },
     };
+    if outcome != Outcome::SocketInserted {
+        quota::give_back(key.netns_cookie, Share::Leg);
+    }
     count(outcome);
 }
 
@@ -201,26 +220,32 @@ fn peer_began_in_stack(key: &SocketKey) -> bool {
 fn closed(ctx: &SockOpsContext, key: &SocketKey) {
     // SAFETY: the helper takes the program's context.
     let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let _ = ORIGINAL_BY_COOKIE.remove(&socket);
-    let _ = ACCEPTED_PEERS.remove(&socket);
-    let _ = LEGS.remove(key);
-    // SAFETY: only the presence of the entry is used.
-    if unsafe { PEER_BY_COOKIE.get(&socket).is_some() } {
+    let netns = key.netns_cookie;
+    quota::remove(&ORIGINAL_BY_COOKIE, &socket, netns, Share::Original);
+    quota::remove(&ACCEPTED_PEERS, &socket, netns, Share::Accepted);
+    quota::remove(&LEGS, key, netns, Share::Leg);
+    if release::forget_peer(socket, netns) {
         let _ = PEER_NAMES.remove(key);
-        let _ = PEER_BY_COOKIE.remove(&socket);
+        return;
+    }
+    if probe::forget(socket, key) {
         return;
     }
     let mine = End { netns_cookie: key.netns_cookie, socket: key.local };
     if let Some(flow) = ORIGINAL_DESTINATIONS.get_ptr(&mine) {
         // The client's end. Once the proxy's end exists, the entry is that one's to remove.
         // SAFETY: a map value stays valid while the program runs.
-        if unsafe { (*flow).accepted } == 0 && ORIGINAL_DESTINATIONS.remove(&mine).is_ok() {
-            count(Outcome::FlowRemoved);
+        if unsafe { (*flow).accepted } == 0 {
+            forget_flow(&mine);
         }
         return;
     }
-    let theirs = End { netns_cookie: key.netns_cookie, socket: key.remote };
-    if ORIGINAL_DESTINATIONS.remove(&theirs).is_ok() {
+    forget_flow(&End { netns_cookie: key.netns_cookie, socket: key.remote });
+}
+
+#[inline(always)]
+fn forget_flow(end: &End) {
+    if quota::remove(&ORIGINAL_DESTINATIONS, end, end.netns_cookie, Share::Destination) {
         count(Outcome::FlowRemoved);
     }
 }

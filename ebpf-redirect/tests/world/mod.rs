@@ -83,7 +83,7 @@ impl World {
         });
         let name = format!("weft-kt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let root = Path::new(CGROUP).join(&name);
-        for part in ["", "agent", "pod"] {
+        for part in ["", "agent", "pod", "kubelet"] {
             fs::create_dir(root.join(part)).unwrap();
             fs::write(root.join(part).join("cgroup.type"), "threaded").unwrap();
         }
@@ -104,11 +104,22 @@ impl World {
         world
     }
 
+    /// Another pod of the node, with the same addresses as the first and nobody to talk to but itself.
+    pub(crate) fn another_pod(&self) -> Netns {
+        let pod = netns();
+        self.run("agent", &pod, || {
+            ip(&format!("addr add {POD4}/32 dev lo"));
+            ip(&format!("addr add {POD6}/128 dev lo nodad"));
+        });
+        pod
+    }
+
     pub(crate) fn options(&self) -> Options {
         Options {
             pin_dir: self.pins.clone(),
             cgroup_root: self.root.clone(),
             proxy_cgroup: self.root.join("agent"),
+            pods_cgroup: None,
             redirect: true,
             flows_max: 256,
         }
@@ -118,7 +129,7 @@ impl World {
         Arc::new(Kernel::load(&self.options()).unwrap_or_else(|error| panic!("{error}: {error:?}")))
     }
 
-    /// Runs on a thread of its own, in a cgroup (`agent`, `pod`) and a namespace.
+    /// Runs on a thread of its own, in a cgroup (`agent`, `pod`, `kubelet`) and a namespace.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         cgroup: &str,
@@ -148,6 +159,13 @@ impl World {
         self.run(cgroup, netns, move || listen(address).unwrap())
     }
 
+    /// Enrols a pod of [`World::another_pod`].
+    pub(crate) fn enrol_other(&self, kernel: &Kernel, pod: &Netns) -> Proxy {
+        let proxy = Proxy::listen(self, pod);
+        kernel.enrol(&proxy.state(pod, &[POD4.parse().unwrap(), POD6.parse().unwrap()])).unwrap();
+        proxy
+    }
+
     /// Enrols the pod with proxy listeners of both families.
     pub(crate) fn enrol(&self, kernel: &Kernel) -> Proxy {
         self.enrol_with(kernel, |_| {})
@@ -167,7 +185,7 @@ impl Drop for World {
     fn drop(&mut self) {
         let detached = weft_ebpf::detach_all(&self.pins);
         // A thread that has just ended may be in its cgroup a moment longer.
-        for part in ["agent", "pod", ""] {
+        for part in ["agent", "pod", "kubelet", ""] {
             wait_for("an empty cgroup", || fs::remove_dir(self.root.join(part)).is_ok());
         }
         if !std::thread::panicking() {
@@ -203,6 +221,7 @@ impl Proxy {
             inbound_v4: Some(self.inbound4.as_fd()),
             inbound_v6: Some(self.inbound6.as_fd()),
             excluded_inbound_ports: &[TUNNEL],
+            probe_ports: &[],
             excluded_outbound_ports: &[],
             excluded_outbound_cidrs: &[],
             redirect: true,
@@ -252,6 +271,23 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A connection that never comes is a failed test, not a hanging one.
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     Ok(socket.into())
+}
+
+/// A SYN with a forged source, from outside the pod.
+pub(crate) fn forge(from: &str, to: &str, port: u16) {
+    let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let (from, to) = (octets(from), octets(to));
+    let mut tcp = vec![0x30, 0x39];
+    tcp.extend(port.to_be_bytes());
+    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &tcp].concat();
+    let mut sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let packet = [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0][..], &from, &to, &tcp].concat();
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::from(libc::IPPROTO_RAW))).unwrap();
+    raw.send_to(&packet, &at(POD4, 0).into()).unwrap();
 }
 
 pub(crate) fn at(address: &str, port: u16) -> SocketAddr {

@@ -76,6 +76,7 @@ fn enrol(
         inbound_v4: inbound.v4.as_ref().map(AsFd::as_fd),
         inbound_v6: inbound.v6.as_ref().map(AsFd::as_fd),
         excluded_inbound_ports,
+        probe_ports: &workload.probe_ports,
         excluded_outbound_ports: &workload.excluded_outbound_ports,
         excluded_outbound_cidrs: &cidrs,
         redirect: workload.redirect,
@@ -87,6 +88,7 @@ pub(super) fn kernel_facts(workload: &Workload) -> impl PartialEq + '_ {
     (
         &workload.ips,
         &workload.excluded_inbound_ports,
+        &workload.probe_ports,
         &workload.excluded_outbound_ports,
         &workload.excluded_outbound_cidrs,
         workload.redirect,

@@ -89,8 +89,12 @@ fn inbound_is_steered_unless_local_or_excluded() {
         (17, "10.0.0.5", "10.0.0.6", false, Lookup::Pass(Outcome::LookupNotTcp)),
     ] {
         let remote_is_own = || in_pod(&pod(), &bytes(remote));
-        let decided = lookup(protocol, &bytes(local), &bytes(remote), remote_is_own, || excluded);
+        let decided = lookup(protocol, &bytes(local), &bytes(remote), remote_is_own, || excluded, || false);
         assert_eq!(decided, expected, "{remote} -> {local}");
+        // A probe that was filed changes only what would have been steered.
+        let decided = lookup(protocol, &bytes(local), &bytes(remote), remote_is_own, || excluded, || true);
+        let expected = if expected == Lookup::Steer { Lookup::Pass(Outcome::LookupProbe) } else { expected };
+        assert_eq!(decided, expected, "probe {remote} -> {local}");
     }
 }
 
