@@ -30,6 +30,7 @@ use crate::listener::ServerCertificate;
 use crate::push::Hub;
 use crate::settings::Settings;
 use crate::source::directory::Directory;
+use crate::source::kubernetes::Kubernetes;
 use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Report, Sink, Source};
 use crate::world::{Metrics, World};
 
@@ -74,13 +75,14 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let client = if settings.kubernetes { Some(client().await.context("Kubernetes")?) } else { None };
     let authority =
         Authority::open(&settings, trust_domain.clone(), lifetimes).context("certificate authority")?;
-    let mut index = Index::new(trust_domain);
+    let mut index = Index::new(trust_domain, &settings.namespace);
     index.set_roots(authority.bundle());
     let index = Arc::new(RwLock::new(index));
     let (report_sender, report) = watch::channel(Arc::new(Report::default()));
     let stop = CancellationToken::new();
     let world = Arc::new(World {
         client,
+        subjects: Arc::default(),
         authenticate: Arc::new(JoinTokens(index.clone())),
         index,
         hub: Hub::default(),
@@ -99,10 +101,13 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
         admin::bind(&settings.admin).await.with_context(|| format!("admin endpoint {:?}", settings.admin))?;
     let certificate = Arc::new(ServerCertificate::issue(&world)?);
     let (batches, received) = mpsc::channel(BATCHES_UNDER_WAY_MAX);
-    let source = Directory::new(settings.manifests.clone());
-    let sink = Sink { batches, report: report_sender };
+    let sink = Sink { batches, report: report_sender, subjects: world.subjects.clone() };
+    let source = match world.client.clone() {
+        Some(client) => tokio::spawn(Kubernetes::new(client).run(sink, stop.clone())),
+        None => tokio::spawn(Directory::new(settings.manifests.clone()).run(sink, stop.clone())),
+    };
     let tasks = vec![
-        tokio::spawn(source.run(sink, stop.clone())),
+        source,
         tokio::spawn(take_in(world.clone(), received)),
         tokio::spawn(renew(world.clone(), certificate.clone(), lifetimes.server / 2, stop.clone())),
         tokio::spawn(admin::serve(world.clone(), admin, stop.clone())),
@@ -148,7 +153,7 @@ async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
         };
         world.hub.changed(&changes);
         world.synced.store(true, Ordering::Release);
-        tracing::info!(events = count, revision, "manifests taken in");
+        tracing::info!(events = count, revision, "objects taken in");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::authority::{Authenticate, Authority};
 use crate::index::Index;
 use crate::line_quota::LineQuota;
 use crate::push::Hub;
-use crate::source::Report;
+use crate::source::{Report, Subjects};
 
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -24,6 +24,7 @@ pub struct Metrics {
 }
 
 pub struct World {
+    pub subjects: Arc<Subjects>,
     /// Of the API server, with `--kubernetes`.
     pub client: Option<kube::Client>,
     /// Held for look-ups only, never across an await.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weft_proto::identity::NamespacedName;
+use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
     AppProtocol, Endpoint, HttpRoute, HttpRule, InboundMode, Resource, ResourceKey, Service, ServicePort,
     Workload,
@@ -63,6 +63,14 @@ impl Index {
     fn derive_workload(&mut self, id: &NamespacedName, changes: &mut Changes) {
         let next =
             self.objects.pods.get(id).and_then(|pod| self.workload_entry(pod).map(|e| (pod.uid.clone(), e)));
+        // A pod without an address is its node's business alone.
+        let told = |entry: &WorkloadEntry, uid: &PodUid, changes: &mut Changes| {
+            let key = ResourceKey::Workload(uid.clone());
+            match &entry.others {
+                Some(_) => changes.everywhere.insert(key),
+                None => changes.by_node.entry(entry.node.clone()).or_default().insert(key),
+            };
+        };
         if let Some(old_uid) = self.uid_of_pod.get(id).cloned() {
             if let (Some((uid, entry)), Some(old)) = (&next, self.workloads.get(&old_uid))
                 && *uid == old_uid
@@ -73,12 +81,12 @@ impl Index {
             self.uid_of_pod.remove(id);
             if let Some(old) = self.workloads.remove(&old_uid) {
                 self.count(&old, false, changes);
+                told(&old, &old_uid, changes);
             }
-            changes.everywhere.insert(ResourceKey::Workload(old_uid));
         }
         let Some((uid, entry)) = next else { return };
         self.count(&entry, true, changes);
-        changes.everywhere.insert(ResourceKey::Workload(uid.clone()));
+        told(&entry, &uid, changes);
         self.uid_of_pod.insert(id.clone(), uid.clone());
         self.workloads.insert(uid, entry);
     }
@@ -119,10 +127,10 @@ impl Index {
         }
     }
 
-    /// None for a pod that nobody can talk to: without node or address, or ended, or in the host's network.
+    /// None for a pod that nobody can talk to, ever: without a node, or ended, or in the host's network.
     fn workload_entry(&self, pod: &Pod) -> Option<WorkloadEntry> {
         let node = pod.node.clone()?;
-        if pod.ips.is_empty() || pod.terminal || pod.host_network {
+        if pod.terminal || pod.host_network {
             return None;
         }
         let enrolled = self.is_enrolled(pod);
@@ -154,7 +162,7 @@ impl Index {
             ),
             app: first_label(pod, &["app"], ""),
             app_version: first_label(pod, &["version"], ""),
-            zone: pod.zone.clone(),
+            zone: self.objects.zone_of(pod),
             authorization_policies: Vec::new(),
             excluded_inbound_ports: pod.excluded_inbound_ports.clone(),
             excluded_outbound_ports: pod.excluded_outbound_ports.clone(),
@@ -163,14 +171,14 @@ impl Index {
             ready: pod.ready && !pod.terminating,
             terminating: pod.terminating,
             port_protocols: self.port_protocols(pod),
-            probe_ports: Vec::new(),
+            probe_ports: pod.probe_ports.clone(),
         };
         let own = Workload { authorization_policies: policies.iter().cloned().collect(), ..others.clone() };
         Some(WorkloadEntry {
             pod: pod.id.clone(),
             node,
             own: Sent::new(&Resource::Workload(Arc::new(own))),
-            others: Sent::new(&Resource::Workload(Arc::new(others))),
+            others: (!pod.ips.is_empty()).then(|| Sent::new(&Resource::Workload(Arc::new(others)))),
             policies,
             enrolled,
         })
@@ -238,7 +246,9 @@ impl Index {
         }
         let Some(selector) = &service.selector else { return BTreeMap::new() };
         let pods = self.objects.pods_of(&id.namespace).filter(|pod| selects(selector, &pod.labels));
-        pods.filter(|pod| !pod.terminal).flat_map(|pod| endpoints_of_pod(service, pod)).collect()
+        pods.filter(|pod| !pod.terminal)
+            .flat_map(|pod| endpoints_of_pod(service, pod, &self.objects.zone_of(pod)))
+            .collect()
     }
 
     fn endpoints_from_slices(&self, service: &object::Service) -> BTreeMap<IpAddr, Endpoint> {
@@ -250,16 +260,26 @@ impl Index {
                 .filter_map(|port| Some((port.port, *slice.ports.get(&*port.name)?)))
                 .collect();
             for endpoint in &slice.endpoints {
-                let pod = endpoint.pod.as_ref().and_then(|id| self.objects.pods.get(id));
+                let pod = match &endpoint.pod {
+                    None => None,
+                    // The pod's own state is the newer of the two: watches of different kinds are not in step. An endpoint
+                    // whose pod is not known yet would be reached outside the mesh.
+                    Some(reference) => match self.objects.pods.get(&reference.id) {
+                        Some(pod) if reference.is(pod) && !pod.terminal => Some(pod),
+                        _ => continue,
+                    },
+                };
+                let terminating = endpoint.terminating || pod.is_some_and(|pod| pod.terminating);
+                let pod_ready = pod.is_none_or(|pod| pod.ready && !pod.terminating);
                 for ip in &endpoint.ips {
                     let entry = endpoints.entry(*ip).or_insert_with(|| Endpoint {
                         service: service.id.clone(),
                         ip: *ip,
-                        workload: pod.map(|pod| pod.uid.clone()),
+                        workload: pod.filter(|pod| !pod.host_network).map(|pod| pod.uid.clone()),
                         ports: BTreeMap::new(),
-                        ready: endpoint.ready || service.publish_not_ready,
+                        ready: (endpoint.ready && pod_ready) || service.publish_not_ready,
                         serving: endpoint.serving,
-                        terminating: endpoint.terminating,
+                        terminating,
                         node: endpoint.node.clone(),
                         zone: endpoint.zone.clone(),
                     });
@@ -335,7 +355,7 @@ fn service_resource(service: &object::Service) -> Resource {
 }
 
 /// One endpoint for each address family of the Service (of the pod's primary address when the Service is headless).
-fn endpoints_of_pod(service: &object::Service, pod: &Pod) -> Vec<(IpAddr, Endpoint)> {
+fn endpoints_of_pod(service: &object::Service, pod: &Pod, zone: &Arc<str>) -> Vec<(IpAddr, Endpoint)> {
     let wanted = |ip: &&IpAddr| {
         if service.vips.is_empty() {
             pod.ips.first().is_some_and(|primary| primary.is_ipv4() == ip.is_ipv4())
@@ -352,13 +372,13 @@ fn endpoints_of_pod(service: &object::Service, pod: &Pod) -> Vec<(IpAddr, Endpoi
             let endpoint = Endpoint {
                 service: service.id.clone(),
                 ip: *ip,
-                workload: Some(pod.uid.clone()),
+                workload: (!pod.host_network).then(|| pod.uid.clone()),
                 ports: ports.clone(),
                 ready: (pod.ready && !pod.terminating) || service.publish_not_ready,
                 serving: pod.ready,
                 terminating: pod.terminating,
                 node: pod.node.clone().unwrap_or_default(),
-                zone: pod.zone.clone(),
+                zone: zone.clone(),
             };
             (*ip, endpoint)
         })

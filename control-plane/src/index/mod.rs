@@ -63,7 +63,8 @@ struct WorkloadEntry {
     pod: NamespacedName,
     node: Arc<str>,
     own: Arc<Sent>,
-    others: Arc<Sent>,
+    /// None: nobody else can reach it, since it has no address yet.
+    others: Option<Arc<Sent>>,
     policies: BTreeSet<NamespacedName>,
     enrolled: bool,
 }
@@ -82,11 +83,15 @@ struct Dirty {
     services: BTreeSet<NamespacedName>,
     endpoints: BTreeSet<NamespacedName>,
     routes: BTreeSet<NamespacedName>,
+    mesh: bool,
 }
 
 #[derive(Debug)]
 pub struct Index {
     trust_domain: TrustDomain,
+    /// Weft's: never enrolled, or it would wait for itself.
+    own_namespace: Arc<str>,
+    roots: Vec<Vec<u8>>,
     revision: Revision,
     objects: Objects,
     mesh: Option<Arc<Sent>>,
@@ -101,9 +106,11 @@ pub struct Index {
 }
 
 impl Index {
-    pub fn new(trust_domain: TrustDomain) -> Self {
+    pub fn new(trust_domain: TrustDomain, own_namespace: &str) -> Self {
         Self {
             trust_domain,
+            own_namespace: own_namespace.into(),
+            roots: Vec::new(),
             revision: Revision::default(),
             objects: Objects::default(),
             mesh: None,
@@ -132,15 +139,31 @@ impl Index {
 
     /// The trust bundle that every node gets.
     pub fn set_roots(&mut self, roots: Vec<Vec<u8>>) -> Changes {
-        let mesh = Mesh { trust_domain: self.trust_domain.clone(), roots, enrolled_namespaces: Vec::new() };
-        let sent = Some(Sent::new(&Resource::Mesh(Arc::new(mesh))));
+        self.roots = roots;
         let mut changes = Changes::default();
-        if self.mesh != sent {
-            self.mesh = sent;
+        self.derive_mesh(&mut changes);
+        if !changes.is_empty() {
             self.revision.0 += 1;
-            changes.everywhere.insert(ResourceKey::Mesh);
         }
         changes
+    }
+
+    fn derive_mesh(&mut self, changes: &mut Changes) {
+        // Without roots there is nothing that a node could use.
+        if self.roots.is_empty() {
+            return;
+        }
+        let enrolled = self.objects.enrolled_namespaces().filter(|name| **name != self.own_namespace);
+        let mesh = Mesh {
+            trust_domain: self.trust_domain.clone(),
+            roots: self.roots.clone(),
+            enrolled_namespaces: enrolled.cloned().collect(),
+        };
+        let sent = Some(Sent::new(&Resource::Mesh(Arc::new(mesh))));
+        if self.mesh != sent {
+            self.mesh = sent;
+            changes.everywhere.insert(ResourceKey::Mesh);
+        }
     }
 
     /// Takes a batch in, and says which resources it may have changed for whom.
@@ -161,6 +184,9 @@ impl Index {
                     }
                 }
             }
+        }
+        if dirty.mesh {
+            self.derive_mesh(&mut changes);
         }
         self.derive(dirty, &mut changes);
         if !changes.is_empty() {
@@ -192,7 +218,16 @@ impl Index {
     fn mark(&self, key: &ObjectKey, dirty: &mut Dirty) {
         let id = &key.id;
         match key.kind {
-            Kind::Namespace => dirty.pods.extend(self.objects.pods_of(&id.name).map(|pod| pod.id.clone())),
+            Kind::Namespace => {
+                dirty.mesh = true;
+                dirty.pods.extend(self.objects.pods_of(&id.name).map(|pod| pod.id.clone()));
+            }
+            Kind::Node => {
+                for pod in self.objects.pods_on(&id.name) {
+                    dirty.pods.insert(pod.id.clone());
+                    dirty.endpoints.extend(self.objects.services_selecting(pod).map(|s| s.id.clone()));
+                }
+            }
             Kind::ServiceAccount | Kind::JoinToken => {}
             Kind::Pod => {
                 dirty.pods.insert(id.clone());
@@ -243,7 +278,10 @@ impl Index {
             ResourceKey::Mesh => self.mesh.as_ref(),
             ResourceKey::Workload(uid) => {
                 let entry = self.workloads.get(uid)?;
-                if *entry.node == *node { Some(&entry.own) } else { active.then_some(&entry.others) }
+                match &entry.others {
+                    _ if *entry.node == *node => Some(&entry.own),
+                    others => others.as_ref().filter(|_| active),
+                }
             }
             _ if !active => None,
             ResourceKey::Service(id) => self.services.get(id),
@@ -264,10 +302,10 @@ impl Index {
         self.objects.pod_ids_by_uid.get(uid).and_then(|id| self.objects.pods.get(id))
     }
 
-    /// Whether the mesh takes this pod in: namespace label, pod label; never a pod in the host's network.
+    /// Whether the mesh takes this pod in: namespace label, pod label; never a pod in the host's network or of Weft itself.
     pub fn is_enrolled(&self, pod: &Pod) -> bool {
         let namespace = || self.objects.namespaces.get(&pod.id.namespace).is_some_and(|n| n.enrolled);
-        !pod.host_network && pod.mesh.unwrap_or_else(namespace)
+        !pod.host_network && pod.id.namespace != self.own_namespace && pod.mesh.unwrap_or_else(namespace)
     }
 
     pub fn join_tokens(&self) -> impl Iterator<Item = &Arc<JoinToken>> {

@@ -7,7 +7,7 @@ use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::HttpRoute;
 
 use crate::source::object::{
-    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Pod, Service,
+    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Node, Pod, Service,
     TrafficPolicyObject, selects,
 };
 use crate::source::{Object, ObjectKey};
@@ -16,6 +16,7 @@ use crate::source::{Object, ObjectKey};
 pub struct Objects {
     pub(super) namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
     pub(super) accounts: BTreeSet<NamespacedName>,
+    pub(super) nodes: BTreeMap<Arc<str>, Arc<Node>>,
     pub(super) pods: BTreeMap<NamespacedName, Arc<Pod>>,
     pub(super) services: BTreeMap<NamespacedName, Arc<Service>>,
     pub(super) slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
@@ -42,6 +43,7 @@ impl Objects {
     pub fn count(&self, kind: Kind) -> usize {
         match kind {
             Kind::Namespace => self.namespaces.len(),
+            Kind::Node => self.nodes.len(),
             Kind::ServiceAccount => self.accounts.len(),
             Kind::Pod => self.pods.len(),
             Kind::Service => self.services.len(),
@@ -57,6 +59,7 @@ impl Objects {
         let id = &key.id;
         Some(match key.kind {
             Kind::Namespace => Object::Namespace(self.namespaces.get(&id.name)?.clone()),
+            Kind::Node => Object::Node(self.nodes.get(&id.name)?.clone()),
             Kind::ServiceAccount => Object::ServiceAccount(self.accounts.get(id)?.clone()),
             Kind::Pod => Object::Pod(self.pods.get(id)?.clone()),
             Kind::Service => Object::Service(self.services.get(id)?.clone()),
@@ -72,7 +75,9 @@ impl Objects {
         let key = |kind| move |id: &NamespacedName| ObjectKey { kind, id: id.clone() };
         let namespaces =
             self.namespaces.values().map(|n| ObjectKey { kind: Kind::Namespace, id: n.id.clone() });
+        let nodes = self.nodes.values().map(|n| ObjectKey { kind: Kind::Node, id: n.id.clone() });
         namespaces
+            .chain(nodes)
             .chain(self.accounts.iter().map(key(Kind::ServiceAccount)))
             .chain(self.pods.keys().map(key(Kind::Pod)))
             .chain(self.services.keys().map(key(Kind::Service)))
@@ -88,6 +93,7 @@ impl Objects {
         self.remove(&object.key());
         match object {
             Object::Namespace(o) => drop(self.namespaces.insert(o.id.name.clone(), o)),
+            Object::Node(o) => drop(self.nodes.insert(o.id.name.clone(), o)),
             Object::ServiceAccount(id) => drop(self.accounts.insert(id)),
             Object::Pod(o) => {
                 self.pod_ids_by_uid.insert(o.uid.clone(), o.id.clone());
@@ -96,7 +102,7 @@ impl Objects {
             Object::Service(o) => drop(self.services.insert(o.id.clone(), o)),
             Object::EndpointSlice(o) => {
                 self.slices_of_service.entry(o.service.clone()).or_default().insert(o.id.clone());
-                for pod in o.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
+                for pod in o.endpoints.iter().filter_map(|e| Some(&e.pod.as_ref()?.id)) {
                     *self
                         .services_of_pod
                         .entry(pod.clone())
@@ -122,6 +128,7 @@ impl Objects {
         let id = &key.id;
         match key.kind {
             Kind::Namespace => drop(self.namespaces.remove(&id.name)),
+            Kind::Node => drop(self.nodes.remove(&id.name)),
             Kind::ServiceAccount => drop(self.accounts.remove(id)),
             Kind::Pod => {
                 if let Some(pod) = self.pods.remove(id)
@@ -157,7 +164,7 @@ impl Objects {
                 self.slices_of_service.remove(&slice.service);
             }
         }
-        for pod in slice.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
+        for pod in slice.endpoints.iter().filter_map(|e| Some(&e.pod.as_ref()?.id)) {
             let Some(services) = self.services_of_pod.get_mut(pod) else { continue };
             if let Some(count) = services.get_mut(&slice.service) {
                 *count -= 1;
@@ -180,6 +187,24 @@ impl Objects {
             .filter(|pod| selector.is_none_or(|selector| selects(selector, &pod.labels)))
             .map(|pod| pod.id.clone())
             .collect()
+    }
+
+    /// The pod's own label, else its node's.
+    pub(super) fn zone_of(&self, pod: &Pod) -> Arc<str> {
+        if !pod.zone.is_empty() {
+            return pod.zone.clone();
+        }
+        let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
+        node.map(|node| node.zone.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.pods.values().filter(move |pod| pod.node.as_deref() == Some(node))
+    }
+
+    /// Namespaces with the label, sorted.
+    pub(super) fn enrolled_namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.namespaces.iter().filter(|(_, namespace)| namespace.enrolled).map(|(name, _)| name)
     }
 
     /// Services whose selector takes this pod.

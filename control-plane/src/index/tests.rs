@@ -40,7 +40,7 @@ const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetad
     - addresses: [10.0.0.9]\n  targetRef: {kind: Pod, name: b}\n---\n";
 
 fn index() -> Index {
-    let mut index = Index::new("cluster.local".parse().unwrap());
+    let mut index = Index::new("cluster.local".parse().unwrap(), "weft-system");
     index.set_roots(vec![vec![1]]);
     index
 }
@@ -141,8 +141,139 @@ fn a_change_costs_what_it_touches() {
     assert_eq!(changes.by_node.keys().map(|n| &**n).collect::<Vec<_>>(), ["n1", "n2"]);
     let unlabelled = objects(&namespace("other", "disabled")).remove(0);
     let changes = index.apply(vec![Event::Apply(unlabelled)]);
-    assert_eq!(changes.everywhere.len(), 1);
+    // The pod, and the list of enrolled namespaces.
+    assert_eq!(changes.everywhere.len(), 2);
     assert!(changes.whole.contains("n3"));
+}
+
+#[test]
+fn a_pod_without_an_address_is_its_own_nodes_business() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    let early = pod("shop", "early", "n1", "10.0.0.8", "frontend")
+        .replace("podIPs: [{ip: 10.0.0.8}]", "phase: Pending");
+    let changes = index.apply(objects(&early).into_iter().map(Event::Apply).collect());
+    assert!(changes.everywhere.is_empty() && changes.whole.is_empty());
+    assert_eq!(changes.by_node.keys().map(|node| &**node).collect::<Vec<_>>(), ["n1"]);
+    assert!(workload(&index, "n1", "uid-shop-early").ips.is_empty());
+    assert!(!names(&index, "n2").contains(&"uid-shop-early".to_owned()));
+    let changes = index.apply(
+        objects(&pod("shop", "early", "n1", "10.0.0.8", "frontend")).into_iter().map(Event::Apply).collect(),
+    );
+    assert!(changes.everywhere.contains(&ResourceKey::Workload("uid-shop-early".parse().unwrap())));
+    assert!(names(&index, "n2").contains(&"uid-shop-early".to_owned()));
+}
+
+#[test]
+fn the_mesh_names_the_enrolled_namespaces_but_never_its_own() {
+    let mut index = index();
+    let own = pod("weft-system", "x", "n1", "10.0.0.9", "x")
+        .replace("labels: {", "labels: {weft.dev/mesh: enabled, ");
+    let objects = objects(
+        &[
+            namespace("shop", "enabled"),
+            namespace("off", "disabled"),
+            namespace("weft-system", "enabled"),
+            own,
+        ]
+        .concat(),
+    );
+    let changes = index.apply(vec![Event::Reset(objects)]);
+    assert!(changes.everywhere.contains(&ResourceKey::Mesh));
+    let Some(v1::resource::Body::Mesh(mesh)) =
+        index.wanted("n1", &ResourceKey::Mesh).unwrap().wire.body.clone()
+    else {
+        panic!("not a mesh")
+    };
+    assert_eq!(mesh.enrolled_namespaces, ["shop"]);
+    assert!(!workload(&index, "n1", "uid-weft-system-x").enrolled);
+}
+
+#[test]
+fn an_endpoint_waits_for_its_pod_and_follows_its_end() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    let endpoint = |index: &Index| {
+        let key = ResourceKey::Endpoint {
+            service: "shop/backend".parse().unwrap(),
+            ip: "10.0.0.9".parse().unwrap(),
+        };
+        match index.wanted("n1", &key)?.wire.body.clone() {
+            Some(v1::resource::Body::Endpoint(endpoint)) => Some(endpoint),
+            _ => None,
+        }
+    };
+    assert!(endpoint(&index).is_some_and(|endpoint| endpoint.ready));
+    // A name that was another pod's: the slice is older than the pod, or newer.
+    let stale = SLICE.replace("name: b}", "name: b, uid: uid-of-before}");
+    index.apply(vec![Event::Apply(objects(&stale).remove(0))]);
+    assert_eq!(endpoint(&index), None);
+    index.apply(vec![Event::Apply(objects(SLICE).remove(0))]);
+    let ending = pod("shop", "b", "n2", "10.0.0.9", "backend")
+        .replace("uid: uid", "deletionTimestamp: '2026-01-01T00:00:00Z', uid: uid");
+    let ending = objects(&ending).remove(0);
+    index.apply(vec![Event::Apply(ending.clone())]);
+    assert!(endpoint(&index).is_some_and(|endpoint| !endpoint.ready && endpoint.terminating));
+    index.apply(vec![Event::Delete(ending.key())]);
+    assert_eq!(endpoint(&index), None);
+}
+
+#[test]
+fn a_pods_zone_is_its_nodes() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    let node = |zone: &str| {
+        objects(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n2, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n")).remove(0)
+    };
+    index.apply(vec![Event::Apply(node("z1"))]);
+    assert_eq!(workload(&index, "n2", "uid-shop-b").zone, "z1");
+    assert!(index.apply(vec![Event::Apply(node("z1"))]).is_empty());
+}
+
+/// What users expect of each kind of Service.
+#[test]
+fn services_of_every_type_have_what_can_be_reached() {
+    let endpoints = |service: &str| {
+        let mut index = index();
+        let pods = [
+            pod("shop", "b", "n1", "10.0.0.2", "backend"),
+            pod("shop", "u", "n1", "10.0.0.3", "backend")
+                .replace("status: {", "status: {conditions: [{type: Ready, status: 'False'}], "),
+        ];
+        index.apply(vec![Event::Reset(objects(
+            &[namespace("shop", "enabled"), pods.concat(), service.to_owned()].concat(),
+        ))]);
+        let mut found = Vec::new();
+        for key in index.all_keys("n1") {
+            if let (ResourceKey::Endpoint { ip, .. }, Some(sent)) = (&key, index.wanted("n1", &key)) {
+                let Some(v1::resource::Body::Endpoint(endpoint)) = &sent.wire.body else {
+                    panic!("not an endpoint")
+                };
+                found.push((
+                    ip.to_string(),
+                    endpoint.ready,
+                    endpoint.ports.values().copied().collect::<Vec<_>>(),
+                ));
+            }
+        }
+        found
+    };
+    let both = |unready: bool, ports: Vec<u32>| {
+        vec![("10.0.0.2".to_owned(), true, ports.clone()), ("10.0.0.3".to_owned(), unready, ports)]
+    };
+    let headless = SERVICE.replace("10.96.0.1", "None");
+    for (service, expected) in [
+        (SERVICE.to_owned(), both(false, vec![8080])),
+        (headless.clone(), both(false, vec![8080])),
+        (headless.replace("spec:", "spec:\n  publishNotReadyAddresses: true"), both(true, vec![8080])),
+        (SERVICE.replace("spec:", "spec:\n  type: NodePort"), both(false, vec![8080])),
+        (SERVICE.replace("targetPort: web", "targetPort: nosuch"), both(false, vec![])),
+        (SERVICE.replace("targetPort: web", "targetPort: 81, protocol: UDP"), both(false, vec![])),
+        (SERVICE.replace("spec:", "spec:\n  type: ExternalName\n  externalName: example.com"), vec![]),
+        (SERVICE.replace("app: backend", "app: nobody"), vec![]),
+    ] {
+        assert_eq!(endpoints(&service), expected, "{service}");
+    }
 }
 
 #[test]

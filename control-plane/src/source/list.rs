@@ -37,7 +37,7 @@ pub(super) fn items<'a>(list: &Document<'a>) -> Result<Vec<Document<'a>>, Refuse
     let line = list.line_of("items") - 1;
     let rewritten = items.iter().map(|item| {
         let text = serde_json::to_string(item).map_err(|e| list.refuse("items", e.to_string()))?;
-        Ok(Document { text: Cow::Owned(text), line, json: true })
+        Ok(Document::new(Cow::Owned(text), line, true))
     });
     rewritten.collect()
 }
@@ -60,7 +60,7 @@ fn cut_block<'a>(list: &Document<'a>) -> Vec<Document<'a>> {
             let body = text[1..].trim_start_matches(' ');
             margin = column + text.len() - body.len();
             let text = Cow::Owned(body.to_owned());
-            documents.push(Document { text, line: list.line + number, json: false });
+            documents.push(Document::new(text, list.line + number, false));
         } else if !blank && dash.is_none_or(|at| column <= at) {
             break;
         } else if let Some(item) = documents.last_mut() {
@@ -106,7 +106,7 @@ fn cut_flow<'a>(list: &Document<'a>) -> Vec<Document<'a>> {
                 if let (2, Some(start)) = (depth, start.take_if(|_| depth == 2)) {
                     let line = list.line + text[..start].matches('\n').count();
                     let text = Cow::Owned(text[start..=at].to_owned());
-                    documents.push(Document { text, line, json: list.json });
+                    documents.push(Document::new(text, line, list.json));
                 }
                 in_items &= depth >= 2;
             }

@@ -43,6 +43,8 @@ pub struct Document<'a> {
     /// Line of the file at which it starts, counting from 0.
     pub(super) line: usize,
     pub(super) json: bool,
+    /// An object of an API server in place of text: it has no lines, and what its server knows beyond Weft is no mistake.
+    live: Option<&'a serde_json::Value>,
 }
 
 /// Why a document cannot be used: line of the file, counting from 1, and the reason.
@@ -52,9 +54,27 @@ pub struct Refused {
     pub message: String,
 }
 
-impl Document<'_> {
+impl<'a> Document<'a> {
+    pub(super) fn new(text: Cow<'a, str>, line: usize, json: bool) -> Self {
+        Self { text, line, json, live: None }
+    }
+
+    /// An object as an API server has it.
+    pub fn live(object: &'a serde_json::Value) -> Self {
+        Self { text: Cow::Borrowed(""), line: 0, json: true, live: Some(object) }
+    }
+
+    /// Whether a kubelet reports this object's state.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
     /// Deserializes the document; a field that the type does not know is handed to `unknown` with its path and line.
     pub fn read<T: DeserializeOwned>(&self, mut unknown: impl FnMut(String, usize)) -> Result<T, Refused> {
+        if let Some(object) = self.live {
+            return T::deserialize(object)
+                .map_err(|error| Refused { line: 0, message: placed::<T>(object, &error) });
+        }
         let mut note = |path: serde_ignored::Path<'_>| {
             // `?` stands for an Option on the way.
             let path = path.to_string().replace(".?", "");
@@ -84,6 +104,15 @@ impl Document<'_> {
     }
 }
 
+/// The error with the path of its field, which only the YAML reader tells.
+fn placed<T: DeserializeOwned>(object: &serde_json::Value, error: &serde_json::Error) -> String {
+    let text = object.to_string();
+    match serde_yaml_ng::from_str::<T>(&text) {
+        Err(error) => without_location(&error.to_string()),
+        Ok(_) => error.to_string(),
+    }
+}
+
 /// The line is reported on its own, in terms of the file and not of the document.
 fn without_location(message: &str) -> String {
     message.split(" at line ").next().unwrap_or(message).to_owned()
@@ -92,8 +121,7 @@ fn without_location(message: &str) -> String {
 /// Reads a file. `Err` holds every document's reason.
 pub fn parse(file: &str, text: &str) -> Result<Manifest, Vec<Problem>> {
     let json = file.ends_with(".json");
-    let documents =
-        if json { vec![Document { text: Cow::Borrowed(text), line: 0, json }] } else { split(text) };
+    let documents = if json { vec![Document::new(Cow::Borrowed(text), 0, json)] } else { split(text) };
     let mut reading = Reading { file, manifest: Manifest::default(), errors: Vec::new() };
     if documents.len() > DOCUMENTS_MAX {
         return Err(vec![reading.problem(1, format!("more than {DOCUMENTS_MAX} documents"))]);
@@ -163,12 +191,12 @@ fn split(text: &str) -> Vec<Document<'_>> {
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if marker {
-            documents.push(Document { text: Cow::Borrowed(&text[start..at]), line: start_line, json: false });
+            documents.push(Document::new(Cow::Borrowed(&text[start..at]), start_line, false));
             start = at + line.len();
             start_line = number + 1;
         }
         at += line.len();
     }
-    documents.push(Document { text: Cow::Borrowed(&text[start..]), line: start_line, json: false });
+    documents.push(Document::new(Cow::Borrowed(&text[start..]), start_line, false));
     documents
 }

@@ -1,13 +1,15 @@
 //! Where objects come from. One interface: a source sends batches of [`Event`]s and reports what it could not use.
 //!
-//! Today a directory of manifests ([`directory`]); a Kubernetes watch takes the same place. Start at [`Source`].
+//! A directory of manifests ([`directory`]) or a Kubernetes API server ([`kubernetes`]). Start at [`Source`].
 
 pub mod directory;
 pub mod kinds;
+pub mod kubernetes;
 mod list;
 pub mod locate;
 pub mod manifest;
 pub mod object;
+pub mod subjects;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::object::{Object, ObjectKey};
+pub use self::subjects::Subjects;
 
 /// Batches under way to the index: a source that is ahead waits.
 pub const BATCHES_UNDER_WAY_MAX: usize = 16;
@@ -31,7 +34,7 @@ pub enum Event {
     Reset(Vec<Object>),
 }
 
-/// Something a source found wrong. `line` counts from 1.
+/// Something a source found wrong, in a file or (line 0) in an object of an API server. Lines count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub file: String,
@@ -41,6 +44,9 @@ pub struct Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.line == 0 {
+            return write!(f, "{}: {}", self.file, self.message);
+        }
         write!(f, "{}:{}: {}", self.file, self.line, self.message)
     }
 }
@@ -57,6 +63,7 @@ pub struct Report {
 pub struct Sink {
     pub batches: mpsc::Sender<Vec<Event>>,
     pub report: watch::Sender<Arc<Report>>,
+    pub subjects: Arc<Subjects>,
 }
 
 pub trait Source: Send + 'static {

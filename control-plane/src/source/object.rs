@@ -16,6 +16,7 @@ pub type Labels = BTreeMap<String, String>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     Namespace,
+    Node,
     ServiceAccount,
     Pod,
     Service,
@@ -27,8 +28,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Namespace,
+        Self::Node,
         Self::ServiceAccount,
         Self::Pod,
         Self::Service,
@@ -42,6 +44,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::ServiceAccount => "ServiceAccount",
             Self::Pod => "Pod",
             Self::Service => "Service",
@@ -54,7 +57,7 @@ impl Kind {
     }
 }
 
-/// Names one object. A Namespace's own namespace is its name.
+/// Names one object. The namespace of a Namespace, and of a Node, is its own name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
     pub kind: Kind,
@@ -64,7 +67,7 @@ pub struct ObjectKey {
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            Kind::Namespace => write!(f, "Namespace {}", self.id.name),
+            Kind::Namespace | Kind::Node => write!(f, "{} {}", self.kind.name(), self.id.name),
             kind => write!(f, "{} {}", kind.name(), self.id),
         }
     }
@@ -73,6 +76,7 @@ impl fmt::Display for ObjectKey {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     Namespace(Arc<Namespace>),
+    Node(Arc<Node>),
     ServiceAccount(NamespacedName),
     Pod(Arc<Pod>),
     Service(Arc<Service>),
@@ -87,6 +91,7 @@ impl Object {
     pub fn key(&self) -> ObjectKey {
         let (kind, id) = match self {
             Self::Namespace(o) => (Kind::Namespace, &o.id),
+            Self::Node(o) => (Kind::Node, &o.id),
             Self::ServiceAccount(id) => (Kind::ServiceAccount, id),
             Self::Pod(o) => (Kind::Pod, &o.id),
             Self::Service(o) => (Kind::Service, &o.id),
@@ -110,6 +115,13 @@ pub struct Namespace {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub id: NamespacedName,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     pub id: NamespacedName,
     pub uid: PodUid,
@@ -129,6 +141,8 @@ pub struct Pod {
     pub zone: Arc<str>,
     /// TCP ports by name.
     pub named_ports: BTreeMap<String, u16>,
+    /// Ports that the kubelet connects to, for probes and lifecycle hooks. Sorted.
+    pub probe_ports: Vec<u16>,
     pub excluded_inbound_ports: Vec<u16>,
     pub excluded_outbound_ports: Vec<u16>,
     pub excluded_outbound_cidrs: Vec<IpNet>,
@@ -171,12 +185,25 @@ pub struct EndpointSlice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
     pub ips: Vec<IpAddr>,
-    pub pod: Option<NamespacedName>,
+    pub pod: Option<PodReference>,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
     pub node: Arc<str>,
     pub zone: Arc<str>,
+}
+
+/// The pod behind an address. A name may have been another pod's: the UID tells, where it is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodReference {
+    pub id: NamespacedName,
+    pub uid: Option<PodUid>,
+}
+
+impl PodReference {
+    pub fn is(&self, pod: &Pod) -> bool {
+        self.id == pod.id && self.uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -1,4 +1,4 @@
-//! Namespace, ServiceAccount, Service, EndpointSlice.
+//! Namespace, Node, ServiceAccount, Service, EndpointSlice.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use weft_proto::model::{AppProtocol, InboundMode};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{
-    EndpointSlice, Namespace, Object, Service, ServicePort, SliceEndpoint, TargetPort,
+    EndpointSlice, Namespace, Node, Object, PodReference, Service, ServicePort, SliceEndpoint, TargetPort,
 };
 use super::{annotation, id_of, label, read_core};
 
@@ -45,6 +45,15 @@ pub(super) fn namespace(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<
     Ok(Object::Namespace(Arc::new(Namespace { id, enrolled, inbound_mode })))
 }
 
+pub(super) fn node(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<Object, Refused> {
+    let read: k8s::Node = read_core(document, warn)?;
+    let name = read.metadata.name.as_deref().unwrap_or_default();
+    let id =
+        NamespacedName::new(name, name).map_err(|e| document.refuse("metadata", format!("metadata: {e}")))?;
+    let zone = label(&read.metadata, "topology.kubernetes.io/zone").unwrap_or_default().into();
+    Ok(Object::Node(Arc::new(Node { id, zone })))
+}
+
 pub(super) fn inbound_mode(text: &str) -> Option<InboundMode> {
     if text.eq_ignore_ascii_case("strict") {
         Some(InboundMode::Strict)
@@ -63,7 +72,11 @@ pub(super) fn service_account(document: &Document<'_>, warn: &mut Warn<'_>) -> R
 pub(super) fn service(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<Object, Refused> {
     let read: k8s::Service = read_core(document, warn)?;
     let id = id_of(document, &read.metadata)?;
-    let spec = read.spec.unwrap_or_default();
+    let mut spec = read.spec.unwrap_or_default();
+    if spec.type_.as_deref() == Some("ExternalName") {
+        // A name of somebody else's: what it may still say of addresses and pods has no meaning.
+        spec = k8s::ServiceSpec { ports: spec.ports, ..Default::default() };
+    }
     let mut texts = spec.cluster_ips.unwrap_or_default();
     if texts.is_empty() {
         texts.extend(spec.cluster_ip);
@@ -182,10 +195,10 @@ fn slice_endpoint(
         })
         .collect::<Result<_, _>>()?;
     let conditions = read.conditions.unwrap_or_default();
-    let pod = read
-        .target_ref
-        .filter(|target| target.kind.as_deref() == Some("Pod"))
-        .and_then(|target| NamespacedName::new(&slice.namespace, target.name.as_deref()?).ok());
+    let pod = read.target_ref.filter(|target| target.kind.as_deref() == Some("Pod")).and_then(|target| {
+        let id = NamespacedName::new(&slice.namespace, target.name.as_deref()?).ok()?;
+        Some(PodReference { id, uid: target.uid.and_then(|uid| uid.parse().ok()) })
+    });
     // Absent conditions read as the API says: ready, serving as ready, not terminating.
     let ready = conditions.ready.unwrap_or(true);
     Ok(SliceEndpoint {

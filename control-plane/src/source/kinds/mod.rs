@@ -8,6 +8,7 @@ mod core;
 pub mod crds;
 mod pod;
 pub mod policy;
+mod probes;
 mod route;
 mod secret;
 pub mod traffic;
@@ -40,6 +41,7 @@ pub fn read(
 ) -> Result<Option<Parsed>, Refused> {
     let object = match (api_version, kind) {
         ("v1", "Namespace") => Some(core::namespace(document, warn)?),
+        ("v1", "Node") => Some(core::node(document, warn)?),
         ("v1", "ServiceAccount") => Some(core::service_account(document, warn)?),
         ("v1", "Pod") => Some(pod::pod(document, warn)?),
         ("v1", "Service") => Some(core::service(document, warn)?),

@@ -11,6 +11,7 @@ use weft_proto::identity::{NamespacedName, PodUid};
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
+use super::probes::probe_ports;
 use super::{Envelope, annotation, id_of, label, listed, read_core};
 
 /// Addresses, place and readiness of a Pod of the same name. Overrides what the Pod's own manifest says.
@@ -104,8 +105,9 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         }
     };
     let conditions = status.conditions.as_deref().unwrap_or_default();
-    // No Ready condition, as in a directory of plain manifests: ready.
-    let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
+    // No Ready condition: ready in a directory of plain manifests; not yet where a kubelet reports it.
+    let ready = conditions.iter().find(|c| c.type_ == "Ready");
+    let ready = ready.map_or(!document.is_live(), |c| c.status == "True");
     let labels = metadata.labels.clone().unwrap_or_default();
     let (workload_name, workload_kind) = owner(metadata, &labels, &id.name);
     let excluded = |name| listed(document, name, annotation(metadata, name).unwrap_or_default());
@@ -124,6 +126,7 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         workload_kind,
         zone: zone.into(),
         named_ports: named_ports(document, &spec)?,
+        probe_ports: probe_ports(&spec),
         excluded_inbound_ports: excluded("weft.dev/exclude-inbound-ports")?,
         excluded_outbound_ports: excluded("weft.dev/exclude-outbound-ports")?,
         excluded_outbound_cidrs: listed(

@@ -1,0 +1,126 @@
+//! What the merge of the watches promises: one first state, last good stays, nothing of another object's.
+
+use serde_json::json;
+
+use super::super::raw::{Raw, reduce};
+use super::*;
+use crate::source::object::Kind;
+
+fn at(kind: Kind) -> usize {
+    WATCHED.iter().position(|watched| watched.kind == kind).unwrap()
+}
+
+fn item(kind: Kind, value: serde_json::Value) -> Item {
+    let raw: Raw = serde_json::from_value(value).unwrap();
+    reduce(&WATCHED[at(kind)], raw).unwrap()
+}
+
+fn namespace(name: &str) -> Item {
+    item(
+        Kind::Namespace,
+        json!({"metadata": {"name": name, "uid": name, "labels": {"weft.dev/mesh": "enabled"}}}),
+    )
+}
+
+fn policy(uid: &str, spec: &serde_json::Value) -> Item {
+    let metadata =
+        json!({"name": "p", "namespace": "shop", "uid": uid, "generation": 3, "resourceVersion": "7"});
+    item(Kind::AuthorizationPolicy, json!({"metadata": metadata, "spec": spec, "status": {"conditions": []}}))
+}
+
+fn names(events: &[Event]) -> Vec<String> {
+    let named = events.iter().flat_map(|event| match event {
+        Event::Reset(objects) => objects.iter().map(|object| format!("={}", object.key())).collect(),
+        Event::Apply(object) => vec![format!("+{}", object.key())],
+        Event::Delete(key) => vec![format!("-{key}")],
+    });
+    named.collect()
+}
+
+fn take(state: &mut State, kind: Kind, told: Told) -> Vec<String> {
+    let mut events = Vec::new();
+    state.take(at(kind), told, &mut events);
+    names(&events)
+}
+
+/// A state whose kinds are all listed, and empty.
+fn complete() -> State {
+    let mut state = State::new(Arc::default());
+    for watched in WATCHED {
+        take(&mut state, watched.kind, Told::Listed(Vec::new()));
+    }
+    state
+}
+
+#[test]
+fn the_first_state_is_whole_and_comes_once() {
+    let mut state = State::new(Arc::default());
+    for watched in WATCHED.iter().filter(|watched| watched.kind != Kind::HttpRoute) {
+        assert!(take(&mut state, watched.kind, Told::Listed(Vec::new())).is_empty());
+    }
+    // What changes before all are listed is part of the first state.
+    assert!(take(&mut state, Kind::Namespace, Told::Applied(namespace("shop"))).is_empty());
+    assert_eq!(state.awaited(), ["httproutes.gateway.networking.k8s.io"]);
+    // Not even trouble makes it whole; a kind that is not installed has no objects.
+    assert!(take(&mut state, Kind::HttpRoute, Told::Trouble("403".into())).is_empty());
+    assert_eq!(take(&mut state, Kind::HttpRoute, Told::Absent), ["=Namespace shop"]);
+    let report = state.report();
+    assert!(report.warnings[0].to_string().contains("httproutes.gateway.networking.k8s.io"), "{report:?}");
+    assert_eq!(take(&mut state, Kind::HttpRoute, Told::Listed(Vec::new())), [] as [&str; 0]);
+    assert!(state.report().warnings.is_empty());
+}
+
+#[test]
+fn a_new_list_is_one_difference() {
+    let mut state = complete();
+    let (a, b, c) = (namespace("a"), namespace("b"), namespace("c"));
+    let listed = Told::Listed(vec![a.clone(), b]);
+    assert_eq!(take(&mut state, Kind::Namespace, listed), ["+Namespace a", "+Namespace b"]);
+    let listed = Told::Listed(vec![a.clone(), c]);
+    assert_eq!(take(&mut state, Kind::Namespace, listed), ["-Namespace b", "+Namespace c"]);
+    assert!(take(&mut state, Kind::Namespace, Told::Applied(a.clone())).is_empty());
+    assert!(take(&mut state, Kind::Namespace, Told::Trouble("gone".into())).is_empty());
+    assert!(state.report().errors[0].to_string().contains("last known state stays"));
+    assert_eq!(take(&mut state, Kind::Namespace, Told::Deleted(a.key)), ["-Namespace a"]);
+}
+
+#[test]
+fn what_cannot_be_used_keeps_its_last_good_version_and_says_why() {
+    let mut state = complete();
+    let good = json!({"action": "DENY", "rules": [{"from": [{"namespaces": ["x"]}]}]});
+    let bad = json!({"action": "DENY", "rules": [{"from": [{"namespace": ["x"]}]}]});
+    let key = policy("u1", &good).key;
+    assert_eq!(
+        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u1", &good))),
+        ["+AuthorizationPolicy shop/p"]
+    );
+    assert!(take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u1", &bad))).is_empty());
+    let error = state.report().errors[0].to_string();
+    assert!(
+        error.starts_with("AuthorizationPolicy shop/p: ") && error.contains("spec.rules[0].from[0]"),
+        "{error}"
+    );
+    let subjects = state.subjects.all();
+    assert_eq!((subjects[0].1.generation, subjects[0].1.refused.is_some()), (3, true));
+    // Another object of that name has nothing to keep.
+    assert_eq!(
+        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u2", &bad))),
+        ["-AuthorizationPolicy shop/p"]
+    );
+    assert!(take(&mut state, Kind::AuthorizationPolicy, Told::Deleted(key)).is_empty());
+    assert!(state.report().errors.is_empty() && state.subjects.all().is_empty());
+}
+
+#[test]
+fn a_pod_is_what_its_kubelet_says_and_no_more() {
+    let pod = json!({
+        "metadata": {"name": "a", "namespace": "shop", "uid": "u", "annotations": {"weft.dev/pod-ips": "10.0.0.1"},
+            "managedFields": [{}]},
+        "spec": {"nodeName": "n1", "containers": [{"name": "c", "aFieldOfTomorrow": 1}]},
+        "status": {"phase": "Pending"},
+    });
+    let item = item(Kind::Pod, pod);
+    let Ok(Some(Object::Pod(pod))) = item.outcome else { panic!("{:?}", item.outcome) };
+    assert!(pod.ips.is_empty(), "an address that a pod's author claims");
+    assert!(!pod.ready && item.warnings.is_empty());
+}
