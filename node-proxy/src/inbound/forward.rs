@@ -146,9 +146,7 @@ async fn copy(
     first: Bytes,
 ) {
     let mut record = node.telemetry.connection(incoming.flow(node));
-    if let Some(by) = permit.by() {
-        record.policy(by.clone());
-    }
+    permit.note(&mut record);
     let mut refusal = None;
     let stop = async {
         let ended = ended(node, incoming, &mut permit, false).await;

@@ -134,9 +134,7 @@ pub async fn hand_over_opaque(
     }
     let Admitted { incoming, permit, application } = admitted;
     let mut record = node.telemetry.connection(incoming.flow(node));
-    if let Some(by) = permit.by() {
-        record.policy(by.clone());
-    }
+    permit.note(&mut record);
     let node = Arc::clone(node);
     let session = Session { node, incoming, permit, record, refusal: None };
     Ok(HandOver::Direct(application, Box::new(session)))
@@ -174,7 +172,8 @@ async fn relay_pipe(
     tcp: TcpStream,
     first: bytes::Bytes,
 ) {
-    let record = node.telemetry.connection(incoming.flow(node));
+    let mut record = node.telemetry.connection(incoming.flow(node));
+    permit.note(&mut record);
     let stop = async { forward::ended(node, incoming, &mut permit, false).await.reason };
     let reason =
         relay::run_io(crate::detect::Prefixed::new(first, io), LegIo::new(tcp), &record.bytes(), stop).await;

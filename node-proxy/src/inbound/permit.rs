@@ -9,12 +9,13 @@ use super::{Incoming, Refusal};
 use crate::node::Node;
 use crate::policy::{self, ConnectionFacts, Verdict};
 use crate::snapshot::Snapshot;
-use crate::telemetry::CloseReason;
+use crate::telemetry::{CloseReason, ConnectionRecord};
 
 /// Policy said yes to this connection, or yes if it is HTTP. Private fields: nothing else makes one.
 #[derive(Debug)]
 pub(super) struct Permit {
     by: Option<NamespacedName>,
+    audited: Vec<NamespacedName>,
     needs_http: bool,
     /// What it was decided by.
     policies: Vec<Arc<AuthorizationPolicy>>,
@@ -24,13 +25,18 @@ impl Permit {
     /// Asks policy about a connection.
     pub(super) fn decide(node: &Node, incoming: &Incoming) -> Result<Self, Refusal> {
         let policies = policies(&node.snapshot.load(), incoming);
-        let (by, needs_http) = ask(&policies, incoming)?;
-        Ok(Self { by, needs_http, policies })
+        let Answer { by, audited, needs_http } = ask(&policies, incoming)?;
+        Ok(Self { by, audited, needs_http, policies })
     }
 
-    /// The ALLOW policy that matched.
-    pub(super) fn by(&self) -> Option<&NamespacedName> {
-        self.by.as_ref()
+    /// Writes down which policies it comes from.
+    pub(super) fn note(&self, record: &mut ConnectionRecord) {
+        if let Some(by) = &self.by {
+            record.policy(by.clone());
+        }
+        if !self.audited.is_empty() {
+            record.audited(self.audited.clone());
+        }
     }
     /// Each request must be asked about; what is not HTTP is refused.
     pub(super) fn needs_http(&self) -> bool {
@@ -45,8 +51,8 @@ impl Permit {
             let now = policies(&node.snapshot.load(), incoming);
             if now != self.policies {
                 match ask(&now, incoming) {
-                    Ok((_, needs_http)) if needs_http && !is_http => return needs_http_refusal(),
-                    Ok((by, needs_http)) => (self.by, self.needs_http) = (by, needs_http),
+                    Ok(answer) if answer.needs_http && !is_http => return needs_http_refusal(),
+                    Ok(answer) => self.needs_http = answer.needs_http,
                     Err(refusal) => return refusal,
                 }
                 self.policies = now;
@@ -70,23 +76,24 @@ fn policies(snapshot: &Snapshot, incoming: &Incoming) -> Vec<Arc<AuthorizationPo
     snapshot.policies(snapshot.workload(&incoming.pod.uid).unwrap_or(&fallback))
 }
 
-fn ask(
-    policies: &[Arc<AuthorizationPolicy>],
-    incoming: &Incoming,
-) -> Result<(Option<NamespacedName>, bool), Refusal> {
+/// What policy says to a connection that it does not deny.
+struct Answer {
+    /// The ALLOW policy that matched.
+    by: Option<NamespacedName>,
+    /// The AUDIT policies that did.
+    audited: Vec<NamespacedName>,
+    needs_http: bool,
+}
+
+fn ask(policies: &[Arc<AuthorizationPolicy>], incoming: &Incoming) -> Result<Answer, Refusal> {
     let facts = ConnectionFacts {
         principal: incoming.peer.identity(),
         source_ip: incoming.client.ip().to_canonical(),
         destination_port: incoming.port,
     };
     match policy::authorize_connection(policies, &facts) {
-        Verdict::Allow { by, audited } => {
-            for policy in audited {
-                tracing::info!(%policy, client = %incoming.client, port = incoming.port, "audit");
-            }
-            Ok((by, false))
-        }
-        Verdict::NeedsHttp => Ok((None, true)),
+        Verdict::Allow { by, audited } => Ok(Answer { by, audited, needs_http: false }),
+        Verdict::NeedsHttp => Ok(Answer { by: None, audited: Vec::new(), needs_http: true }),
         Verdict::Deny { by } => {
             let detail = match &by {
                 Some(policy) => format!("denied by {policy}"),

@@ -63,6 +63,7 @@ async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: Soc
         tokio::select! {
             () = pod.released.cancelled() => {}
             () = node.drain.draining.cancelled() => {}
+            () = terminates(&node, &pod) => {}
         }
         ending.cancel();
         std::future::pending::<()>().await;
@@ -84,6 +85,21 @@ async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: Soc
         // Streams have their own way to end with `PodGone`; the tunnel must not outlive them.
         () = pod.gone.cancelled() => {}
         () = node.drain.deadline.cancelled() => {}
+    }
+}
+
+/// Returns when the pod is on its way out: its tunnels then take no new streams. One that is opened later serves as ever:
+/// its client has no other endpoint left.
+async fn terminates(node: &Node, pod: &LocalPod) {
+    let mut changes = node.snapshot.subscribe();
+    let terminating = || node.snapshot.load().workload(&pod.uid).is_none_or(|workload| workload.terminating);
+    if terminating() {
+        return std::future::pending().await;
+    }
+    while !terminating() {
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

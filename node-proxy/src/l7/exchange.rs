@@ -48,7 +48,9 @@ impl<M: Mesh> Session<M> {
     pub(super) async fn request(self: &Arc<Self>, mut request: Request<Incoming>) -> Reply {
         let upgrade =
             hop::wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        // Before routing looks: a header that concerns this connection only is no part of the request.
+        hop::strip(&mut head.headers, upgrade.is_some() && head.method != Method::CONNECT);
         let mut record = self.record(&head);
         let grpc = reply::is_grpc(&head.headers);
         let mut filters = Vec::new();
@@ -61,7 +63,8 @@ impl<M: Mesh> Session<M> {
         reply
     }
 
-    pub(super) fn record(&self, head: &request::Parts) -> RequestRecord {
+    /// Who speaks, before it is known to whom.
+    pub(super) fn flow(&self) -> Flow {
         let source = Party {
             workload: Some(self.source.pod.workload.load_full()),
             principal: Some(self.source.pod.identity.clone()),
@@ -72,8 +75,10 @@ impl<M: Mesh> Session<M> {
             Target::Workload { .. } | Target::External { .. } => None,
         };
         let destination = Party::default();
-        let flow =
-            Flow { reporter: Reporter::Source, source, destination, service, security: Security::None };
+        Flow { reporter: Reporter::Source, source, destination, service, security: Security::None }
+    }
+
+    pub(super) fn record(&self, head: &request::Parts) -> RequestRecord {
         let start = RequestStart {
             method: &head.method,
             path: head.uri.path(),
@@ -81,7 +86,7 @@ impl<M: Mesh> Session<M> {
             version: head.version,
             headers: &head.headers,
         };
-        self.mesh.telemetry().request(flow, &start)
+        self.mesh.telemetry().request(self.flow(), &start)
     }
 
     async fn exchange(
@@ -92,8 +97,7 @@ impl<M: Mesh> Session<M> {
         mut record: RequestRecord,
         grpc: bool,
     ) -> Reply {
-        let Routed { mut head, towards, matched } = routed;
-        hop::strip(&mut head.headers, upgrade.is_some() && head.method != Method::CONNECT);
+        let Routed { head, towards, matched } = routed;
         let live = towards.begin();
         let traffic = towards.traffic();
         let rule = matched.as_ref().map(|matched| &*matched.rule.rule);

@@ -6,22 +6,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body, Incoming as IncomingBody};
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Ending, Relay, Upstream};
+use super::head::{self, HeadClock, HeadTimed};
 use super::outbound::Protocol;
 use super::outgoing::{Origin, Outgoing};
 use super::towards::authority;
 use super::upgrade::Upgrades;
-use super::{hop, limits, outgoing, reply};
+use super::{conn, hop, limits, outgoing, reply};
 use crate::drain::Drain;
 use crate::inbound::Incoming;
 use crate::node::Node;
@@ -38,7 +40,8 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let drain = node.drain.clone();
-    let host = Host { snapshot: Arc::clone(&node.snapshot), telemetry: node.telemetry.clone(), drain };
+    let (snapshot, telemetry) = (Arc::clone(&node.snapshot), node.telemetry.clone());
+    let host = Host { snapshot, telemetry, drain, head_timeout: limits::HEAD_TIMEOUT };
     serve_on(host, incoming, protocol, io, app).await;
 }
 
@@ -47,6 +50,8 @@ pub(super) struct Host {
     pub(super) snapshot: Arc<SnapshotHandle>,
     pub(super) telemetry: Telemetry,
     pub(super) drain: Drain,
+    /// [`limits::HEAD_TIMEOUT`], but for tests.
+    pub(super) head_timeout: Duration,
 }
 
 pub(super) async fn serve_on<IO>(host: Host, incoming: Incoming, protocol: Protocol, io: IO, app: TcpStream)
@@ -66,36 +71,33 @@ where
     let session = Arc::new(Session { host, incoming, app, leaving, upgrades: Upgrades::default() });
     // What has left HTTP ends when this is dropped.
     let _guard = session.upgrades.guard();
-    let serving = Arc::clone(&session);
+    let clock = HeadClock::new(session.host.head_timeout);
+    let (serving, heads) = (Arc::clone(&session), clock.clone());
     let service = service_fn(move |request: Request<IncomingBody>| {
-        let session = Arc::clone(&serving);
-        async move { session.request(request).await }
+        let (session, answering) = (Arc::clone(&serving), heads.request());
+        async move {
+            let method = request.method().clone();
+            session.request(request).await.map(|response| answering.until_end(&method, response))
+        }
     });
     let serve = async {
         match protocol {
             Protocol::Http1 => {
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .preserve_header_case(true)
-                    .auto_date_header(false)
-                    .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
-                    .serve_connection(TokioIo::new(io), service)
-                    .with_upgrades();
+                let io = TokioIo::new(HeadTimed::new(io, clock.clone()));
+                let connection = conn::http1_server().serve_connection(io, service).with_upgrades();
                 drive!(connection, drain, closed);
             }
             Protocol::Http2 => {
-                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .auto_date_header(false)
-                    .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
-                    .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
-                    .max_concurrent_streams(limits::STREAMS_OF_CLIENT_MAX)
-                    .max_header_list_size(limits::HEADER_BYTES_MAX)
-                    .serve_connection(TokioIo::new(io), service);
+                let connection = conn::http2_server().serve_connection(TokioIo::new(io), service);
                 drive!(connection, drain, closed);
             }
         }
     };
     // Large, and one per connection: on the heap rather than in every caller's future.
     Box::pin(serve).await;
+    if clock.late() {
+        session.late();
+    }
     session.upgrades.finished().await;
 }
 
@@ -118,11 +120,8 @@ impl App {
         let leaving = Arc::clone(leaving);
         match protocol {
             Protocol::Http1 => {
-                let (sender, connection) = http1::Builder::new()
-                    .preserve_header_case(true)
-                    .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
-                    .handshake(TokioIo::new(LegIo::new(app)))
-                    .await?;
+                let io = TokioIo::new(LegIo::new(app));
+                let (sender, connection) = conn::http1_client().handshake(io).await?;
                 tokio::spawn(async move {
                     // Its error is also the request's, where it is reported.
                     let _ = connection.with_upgrades().await;
@@ -134,12 +133,8 @@ impl App {
                 Ok(Self::Http1(tokio::sync::Mutex::new(sender)))
             }
             Protocol::Http2 => {
-                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                    .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
-                    .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
-                    .max_header_list_size(limits::HEADER_BYTES_MAX)
-                    .handshake(TokioIo::new(LegIo::new(app)))
-                    .await?;
+                let io = TokioIo::new(LegIo::new(app));
+                let (sender, connection) = conn::http2_client().handshake(io).await?;
                 tokio::spawn(async move {
                     let _ = connection.await;
                     closed.cancel();
@@ -191,6 +186,9 @@ impl Session {
     async fn request(&self, mut request: Request<IncomingBody>) -> Result<Reply, hyper::Error> {
         let upgrade =
             hop::wants_upgrade(request.method(), request.headers()).then(|| hyper::upgrade::on(&mut request));
+        // Before anybody looks: what policy has seen is what the application gets.
+        let leaves = upgrade.is_some() && request.method() != http::Method::CONNECT;
+        hop::strip(request.headers_mut(), leaves);
         let mut record = self.record(&request);
         let grpc = reply::is_grpc(request.headers());
         match self.authorize(&request) {
@@ -207,7 +205,6 @@ impl Session {
 
         let (mut head, body) = request.into_parts();
         let method = head.method.clone();
-        hop::strip(&mut head.headers, upgrade.is_some() && method != http::Method::CONNECT);
         record.propagate(&mut head.headers);
         let bytes = record.bytes();
         let body = if body.is_end_stream() {
@@ -244,6 +241,12 @@ impl Session {
             let ending = Some(Served { record, status });
             Relay::Upstream(Box::new(Upstream { incoming, bytes, deadline: None, grpc_status, ending }))
         }))
+    }
+
+    /// The record of a request whose head never was whole.
+    fn late(&self) {
+        let flow = self.incoming.flow_in(&self.host.snapshot.load());
+        head::report_late(&self.host.telemetry, flow);
     }
 
     /// Why what has left HTTP was ended.

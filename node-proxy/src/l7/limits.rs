@@ -11,6 +11,9 @@ pub(super) const HEADER_BYTES_MAX: u32 = 64 * 1024;
 pub(super) const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// ... and on one connection: four full streams.
 pub(super) const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// A client that has begun a request's head gets this long for the rest of it: heads are a packet or a few, and 30 s is
+/// time for several lost ones. Clients that trickle them on purpose hold a connection to the application no longer.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Streams that an application may open towards us at a time (HTTP/2 recommends at least 100).
 pub(super) const STREAMS_OF_CLIENT_MAX: u32 = 250;
 /// Requests in flight on one HTTP/2 connection to an endpoint: the number that servers commonly allow.

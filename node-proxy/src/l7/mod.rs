@@ -2,7 +2,7 @@
 //!
 //! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `towards.rs` (where to), `mirror.rs` →
 //! `attempt.rs` with `retry.rs` (may it be repeated) and `pool.rs`, `lease.rs` (connections to endpoints) → `answer.rs`. Inbound:
-//! `inbound.rs`. Both use `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`, `reply.rs`; every bound is in
+//! `inbound.rs`. Both use `conn.rs` and `head.rs` (connections), `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`, `reply.rs`; every bound is in
 //! `limits.rs`.
 
 /// Drives a server connection to its end: told to finish when draining begins or `closed` says that there is nothing
@@ -35,7 +35,9 @@ macro_rules! drive {
 mod answer;
 mod attempt;
 mod body;
+mod conn;
 mod exchange;
+mod head;
 mod hop;
 pub mod inbound;
 mod lease;

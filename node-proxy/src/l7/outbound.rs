@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use weft_proto::identity::{NamespacedName, PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
 use super::exchange::Session;
-use super::limits;
+use super::head::{self, HeadClock, HeadTimed};
 use crate::balance::Balancers;
 use crate::connect::{ConnectError, Destination, Source, UpstreamIo, connect, identity_of};
 use crate::drain::Drain;
@@ -25,7 +25,7 @@ use crate::outbound::Target;
 use crate::snapshot::ServiceEntry;
 use crate::telemetry::{Security, Telemetry};
 
-use super::Upstreams;
+use super::{Upstreams, conn, limits};
 
 /// HTTP of which version the first bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,31 +116,28 @@ where
     let session = Arc::new(Session::new(mesh, source, target, protocol));
     // What has left HTTP ends when this is dropped.
     let _guard = session.upgrades.guard();
-    let serving = Arc::clone(&session);
+    let clock = HeadClock::new(limits::HEAD_TIMEOUT);
+    let (serving, heads) = (Arc::clone(&session), clock.clone());
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let session = Arc::clone(&serving);
-        async move { Ok::<_, Infallible>(session.request(request).await) }
+        let (session, answering) = (Arc::clone(&serving), heads.request());
+        async move {
+            let method = request.method().clone();
+            Ok::<_, Infallible>(answering.until_end(&method, session.request(request).await))
+        }
     });
     match protocol {
         Protocol::Http1 => {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .preserve_header_case(true)
-                .auto_date_header(false)
-                .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
-                .serve_connection(TokioIo::new(io), service)
-                .with_upgrades();
+            let io = TokioIo::new(HeadTimed::new(io, clock.clone()));
+            let connection = conn::http1_server().serve_connection(io, service).with_upgrades();
             drive!(connection, drain, gone);
         }
         Protocol::Http2 => {
-            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .auto_date_header(false)
-                .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
-                .max_concurrent_streams(limits::STREAMS_OF_CLIENT_MAX)
-                .max_header_list_size(limits::HEADER_BYTES_MAX)
-                .serve_connection(TokioIo::new(io), service);
+            let connection = conn::http2_server().serve_connection(TokioIo::new(io), service);
             drive!(connection, drain, gone);
         }
+    }
+    if clock.late() {
+        head::report_late(session.mesh.telemetry(), session.flow());
     }
     session.upgrades.finished().await;
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,9 +19,9 @@ use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::TrafficPolicy;
 
 use super::lease::{Lease, Sender};
-use super::limits;
 use super::outbound::{Reached, Remote};
 use super::outgoing::Outgoing;
+use super::{conn, limits};
 use crate::connect::{ConnectError, Destination};
 
 /// The pools of every local pod.
@@ -261,9 +261,7 @@ impl Slot {
             open.usage.fetch_sub(1, Relaxed);
         }
         let Reached { io, remote } = connect().await?;
-        let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
-            .max_buf_size(limits::H1_BUFFER_BYTES_MAX)
+        let (sender, connection) = conn::http1_client()
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;
@@ -292,10 +290,7 @@ impl Slot {
             Err(permit) => permit,
         };
         let Reached { io, remote } = connect().await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
-            .max_header_list_size(limits::HEADER_BYTES_MAX)
+        let (sender, connection) = conn::http2_client()
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;

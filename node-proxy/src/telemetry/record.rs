@@ -103,6 +103,11 @@ impl ConnectionRecord {
         self.live.state.lock().policy = Some(by);
     }
 
+    /// The AUDIT policies that matched.
+    pub fn audited(&mut self, by: Vec<NamespacedName>) {
+        self.live.state.lock().audited = by;
+    }
+
     /// `detail`: words for the log; never a metric label.
     pub fn finish(mut self, reason: CloseReason, detail: Option<String>) {
         self.close(reason, detail);

@@ -12,6 +12,9 @@ use crate::inbound::{Incoming as Connection, Peer};
 use crate::l7::inbound::{Host, serve_on as serve_in};
 use crate::snapshot::{Change, SnapshotHandle};
 
+/// Short, so that a test need not wait; nothing but the slow head takes as long.
+const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
+
 struct Server {
     client: DuplexStream,
     app: TcpStream,
@@ -53,8 +56,12 @@ impl Server {
             client: "10.0.1.1:40000".parse().unwrap(),
             local_source: None,
         };
-        let host =
-            Host { snapshot: Arc::clone(&snapshot), telemetry: telemetry.clone(), drain: Drain::default() };
+        let host = Host {
+            snapshot: Arc::clone(&snapshot),
+            telemetry: telemetry.clone(),
+            drain: Drain::default(),
+            head_timeout: HEAD_TIMEOUT,
+        };
         let serving = tokio::spawn(serve_in(host, connection, protocol, io, ours.unwrap()));
         Self { client, app: accepted.unwrap().0, snapshot, telemetry, serving }
     }
@@ -184,6 +191,55 @@ async fn an_upgraded_stream_ends_when_the_permit_does() {
     let mut rest = Vec::new();
     let _ = within(server.app.read_to_end(&mut rest)).await;
     until(|| server.finished("policy_denied") == 1).await;
+}
+
+/// What `Connection` names stays on this connection: policy must not let somebody in for a header that the application
+/// never gets.
+#[tokio::test]
+async fn a_header_named_in_connection_counts_for_nothing() {
+    let mut policy = allow("/", PolicyAction::Allow);
+    let role: (http::HeaderName, TextMatch) = ("x-role".parse().unwrap(), TextMatch::Exact("admin".into()));
+    policy.rules[0].to[0].headers = vec![role];
+    let mut server = Server::start(Protocol::Http1, vec![policy]).await;
+    let app = std::mem::replace(&mut server.app, unconnected().await);
+    tokio::spawn(serve(app));
+    for (connection, status) in [("keep-alive", "200"), ("keep-alive, X-Role", "403")] {
+        let request =
+            format!("GET /a HTTP/1.1\r\nhost: b\r\nconnection: {connection}\r\nx-role: admin\r\n\r\n");
+        server.client.write_all(request.as_bytes()).await.unwrap();
+        let head = head_of(&mut server.client).await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{connection}: {head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut text = vec![0; length.parse().unwrap()];
+        within(server.client.read_exact(&mut text)).await.unwrap();
+    }
+}
+
+/// ... and a connection between two requests may be silent for as long as it likes.
+#[tokio::test]
+async fn a_head_that_trickles_in_is_given_up_and_recorded() {
+    let mut server = Server::start(Protocol::Http1, vec![]).await;
+    let app = std::mem::replace(&mut server.app, unconnected().await);
+    tokio::spawn(serve(app));
+    assert!(server.ask("/a").await.starts_with("HTTP/1.1 200"));
+    let mut text = [0; 2];
+    within(server.client.read_exact(&mut text)).await.unwrap();
+    tokio::time::sleep(HEAD_TIMEOUT * 2).await;
+    assert!(server.ask("/b").await.starts_with("HTTP/1.1 200"), "silence is no slow head");
+    within(server.client.read_exact(&mut text)).await.unwrap();
+    let began = std::time::Instant::now();
+    let trickle = async {
+        for byte in b"GET /c HTTP/1.1\r\nx-slow: ".iter().chain(std::iter::repeat(&b'x')) {
+            if server.client.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(HEAD_TIMEOUT / 20).await;
+        }
+    };
+    within(trickle).await;
+    assert!(began.elapsed() >= HEAD_TIMEOUT, "{:?}", began.elapsed());
+    let late = "weft_connections_closed_total{reporter=\"destination\",reason=\"request_timeout\"}";
+    until(|| counted(&server.telemetry, late) == 1).await;
 }
 
 #[tokio::test]
