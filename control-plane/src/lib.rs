@@ -10,6 +10,7 @@ mod places;
 pub mod push;
 pub mod settings;
 pub mod source;
+mod status;
 pub mod world;
 
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// An API server that is not there must not hold up the next attempt.
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Longer than the API server lets a watch be silent (a bookmark a minute, an end of the watch after five).
 const WATCH_SILENCE_MAX: Duration = Duration::from_secs(150);
 
@@ -72,7 +75,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 /// The same with other lifetimes than the usual ones.
 pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Result<Running> {
     let trust_domain = settings.validate()?;
-    let client = if settings.kubernetes { Some(client().await.context("Kubernetes")?) } else { None };
+    let client =
+        if settings.kubernetes { Some(client(&settings).await.context("Kubernetes")?) } else { None };
     let authority =
         Authority::open(&settings, trust_domain.clone(), lifetimes).context("certificate authority")?;
     let mut index = Index::new(trust_domain, &settings.namespace);
@@ -106,20 +110,32 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
         Some(client) => tokio::spawn(Kubernetes::new(client).run(sink, stop.clone())),
         None => tokio::spawn(Directory::new(settings.manifests.clone()).run(sink, stop.clone())),
     };
-    let tasks = vec![
+    let mut tasks = vec![
         source,
         tokio::spawn(take_in(world.clone(), received)),
         tokio::spawn(renew(world.clone(), certificate.clone(), lifetimes.server / 2, stop.clone())),
         tokio::spawn(admin::serve(world.clone(), admin, stop.clone())),
         tokio::spawn(serve(world.clone(), listener, certificate, stop.clone())),
     ];
+    if let Some(client) = world.client.clone() {
+        let status = status::run(world.clone(), client, settings.namespace.clone(), stop.clone());
+        tasks.push(tokio::spawn(status));
+    }
     tracing::info!(%grpc_address, "weft-control is up");
     Ok(Running { grpc_address, world, stop, tasks })
 }
 
-/// Of KUBECONFIG or ~/.kube/config, else of the cluster that this runs in.
-async fn client() -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::infer().await?;
+/// Of the file that is given, else of KUBECONFIG or ~/.kube/config, else of the cluster that this runs in.
+async fn client(settings: &Settings) -> anyhow::Result<kube::Client> {
+    let mut config = match &settings.kubeconfig {
+        Some(file) => {
+            let kubeconfig = kube::config::Kubeconfig::read_from(file)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+                .await?
+        }
+        None => kube::Config::infer().await?,
+    };
+    config.connect_timeout = Some(CONNECT_WAIT_MAX);
     // A watch lives for minutes and says something once a minute; a connection that hangs longer is dead.
     config.read_timeout = Some(WATCH_SILENCE_MAX);
     tracing::info!(server = %config.cluster_url, "Kubernetes API server");

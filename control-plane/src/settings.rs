@@ -27,9 +27,14 @@ pub struct Settings {
     #[arg(long, env = "WEFT_MANIFESTS", value_delimiter = ',')]
     pub manifests: Vec<PathBuf>,
 
-    /// Read objects from a Kubernetes API server instead: the one of KUBECONFIG or ~/.kube/config, else of the cluster it runs in
+    /// Read objects from a Kubernetes API server instead: the one of --kubeconfig, else of KUBECONFIG or ~/.kube/config, else of
+    /// the cluster it runs in
     #[arg(long, env = "WEFT_KUBERNETES")]
     pub kubernetes: bool,
+
+    /// How to reach the API server, and as whom
+    #[arg(long, env = "WEFT_KUBECONFIG", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// Namespace of Weft itself: its Secret, ConfigMap and Leases; its pods are never in the mesh
     #[arg(long, env = "WEFT_NAMESPACE", default_value = "weft-system")]

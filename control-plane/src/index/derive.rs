@@ -312,7 +312,7 @@ impl Index {
         HttpRoute { rules: rules.collect(), ..route.clone() }
     }
 
-    pub(super) fn has_port(&self, service: &NamespacedName, port: u16) -> bool {
+    pub(crate) fn has_port(&self, service: &NamespacedName, port: u16) -> bool {
         let service = self.objects.services.get(service);
         service.is_some_and(|service| service.ports.iter().any(|p| p.port == port))
     }

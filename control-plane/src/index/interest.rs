@@ -56,6 +56,11 @@ impl Interest {
         self.policies.get(policy).is_some_and(|nodes| nodes.contains_key(node))
     }
 
+    /// Nodes with enrolled pods.
+    pub(super) fn active_nodes(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.enrolled.keys()
+    }
+
     pub(super) fn nodes_of_policy(&self, policy: &NamespacedName) -> Vec<Arc<str>> {
         self.policies.get(policy).map(|nodes| nodes.keys().cloned().collect()).unwrap_or_default()
     }

@@ -7,6 +7,7 @@
 mod derive;
 mod interest;
 mod objects;
+mod programmed;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use weft_proto::v1;
 
 use self::interest::Interest;
 pub use self::objects::Objects;
+pub use self::programmed::Wanted;
 pub use self::status::RouteStatus;
 use crate::source::object::{JoinToken, Kind, Pod};
 use crate::source::{Event, Object, ObjectKey};

@@ -6,7 +6,7 @@
 mod service;
 mod session;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -71,13 +71,19 @@ pub struct NackStatus {
 struct Sessions {
     by_node: BTreeMap<Arc<str>, Arc<Session>>,
     status: BTreeMap<Arc<str>, NodeStatus>,
+    /// What each connected node holds, as far as status is counted from it.
+    held: BTreeMap<Arc<str>, HashMap<ResourceKey, u64>>,
     next_id: u64,
     push_ms: [u64; PUSH_MS_BUCKETS.len() + 1],
     push_ms_sum: u64,
 }
 
 #[derive(Debug, Default)]
-pub struct Hub(Mutex<Sessions>);
+pub struct Hub {
+    sessions: Mutex<Sessions>,
+    /// A node came, went, or answered.
+    pub answered: Notify,
+}
 
 pub(crate) fn unix_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -89,7 +95,7 @@ impl Hub {
         if changes.is_empty() {
             return;
         }
-        for session in self.0.lock().by_node.values() {
+        for session in self.sessions.lock().by_node.values() {
             let own = changes.by_node.get(&session.node);
             let whole = changes.whole.contains(&session.node);
             if changes.everywhere.is_empty() && own.is_none() && !whole {
@@ -105,17 +111,17 @@ impl Hub {
     }
 
     pub fn statuses(&self) -> BTreeMap<Arc<str>, NodeStatus> {
-        self.0.lock().status.clone()
+        self.sessions.lock().status.clone()
     }
 
     /// Counts per bucket of [`PUSH_MS_BUCKETS`] (the last: above), and the sum.
     pub fn push_times(&self) -> ([u64; PUSH_MS_BUCKETS.len() + 1], u64) {
-        let sessions = self.0.lock();
+        let sessions = self.sessions.lock();
         (sessions.push_ms, sessions.push_ms_sum)
     }
 
     fn join(&self, node: &Arc<str>, agent_version: String) -> Option<Arc<Session>> {
-        let mut sessions = self.0.lock();
+        let mut sessions = self.sessions.lock();
         // A node that comes again takes its own place.
         if sessions.by_node.len() >= SESSIONS_MAX && !sessions.by_node.contains_key(node) {
             return None;
@@ -124,6 +130,8 @@ impl Hub {
             sessions.status.retain(|_, status| status.connected);
         }
         sessions.next_id += 1;
+        // What an earlier session of this node held may be lost.
+        sessions.held.remove(node);
         let session = Arc::new(Session {
             id: sessions.next_id,
             node: node.clone(),
@@ -141,9 +149,11 @@ impl Hub {
     }
 
     fn leave(&self, session: &Session) {
-        let mut sessions = self.0.lock();
+        let mut sessions = self.sessions.lock();
         if sessions.by_node.get(&session.node).is_some_and(|current| current.id == session.id) {
             sessions.by_node.remove(&session.node);
+            sessions.held.remove(&session.node);
+            self.answered.notify_one();
             if let Some(status) = sessions.status.get_mut(&session.node) {
                 status.connected = false;
             }
@@ -151,13 +161,34 @@ impl Hub {
     }
 
     fn note(&self, node: &str, change: impl FnOnce(&mut NodeStatus)) {
-        if let Some(status) = self.0.lock().status.get_mut(node) {
+        if let Some(status) = self.sessions.lock().status.get_mut(node) {
             change(status);
         }
     }
 
+    /// What a node holds now (None: no more).
+    fn holding(&self, node: &Arc<str>, resources: impl IntoIterator<Item = (ResourceKey, Option<u64>)>) {
+        let mut sessions = self.sessions.lock();
+        let held = sessions.held.entry(node.clone()).or_default();
+        for (key, version) in resources {
+            match version {
+                Some(version) => drop(held.insert(key, version)),
+                None => drop(held.remove(&key)),
+            }
+        }
+        drop(sessions);
+        self.answered.notify_one();
+    }
+
+    /// Whether a node is connected here and holds all of these.
+    pub fn holds(&self, node: &str, resources: &[(ResourceKey, u64)]) -> bool {
+        let sessions = self.sessions.lock();
+        let held = sessions.held.get(node);
+        held.is_some_and(|held| resources.iter().all(|(key, version)| held.get(key) == Some(version)))
+    }
+
     fn pushed(&self, ms: u64) {
-        let mut sessions = self.0.lock();
+        let mut sessions = self.sessions.lock();
         let bucket = PUSH_MS_BUCKETS.iter().position(|max| ms <= *max).unwrap_or(PUSH_MS_BUCKETS.len());
         sessions.push_ms[bucket] += 1;
         sessions.push_ms_sum += ms;

@@ -57,6 +57,12 @@ pub(super) async fn run(
     mut inbound: Streaming<v1::NodeMessage>,
     out: &Out,
 ) -> Result<(), Status> {
+    let counted: Vec<_> = {
+        let index = world.index.read();
+        let counted = held.iter().filter(|(key, _)| index.counts(&session.node, key));
+        counted.map(|(key, version)| (key.clone(), Some(*version))).collect()
+    };
+    world.hub.holding(&session.node, counted);
     let mut state =
         State { world, session, held, refused: HashMap::new(), nonce: 0, outstanding: None, greeted: false };
     let mut distrusted = std::pin::pin!(certificate.ended(world));
@@ -192,6 +198,13 @@ impl State<'_> {
     }
 
     fn acked(&mut self, outstanding: Outstanding) {
+        let counted: Vec<_> = {
+            let index = self.world.index.read();
+            let counts = |(key, _): &(&ResourceKey, &Option<u64>)| index.counts(&self.session.node, key);
+            let counted = outstanding.outcome.iter().filter(counts);
+            counted.map(|(key, version)| (key.clone(), *version)).collect()
+        };
+        self.world.hub.holding(&self.session.node, counted);
         for (key, version) in outstanding.outcome {
             self.refused.remove(&key);
             match version {

@@ -53,7 +53,6 @@ impl Watched {
 }
 
 /// Where Weft writes the status of a kind.
-#[expect(dead_code, reason = "the status writer is the next commit")]
 pub(crate) fn resource_of(kind: Kind) -> Option<ApiResource> {
     WATCHED.iter().find(|watched| watched.kind == kind && watched.has_status).map(Watched::resource)
 }

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::kinds::WATCHED;
+pub(crate) use self::kinds::resource_of;
 use self::state::State;
 use super::{Sink, Source};
 

@@ -1,0 +1,86 @@
+//! Which nodes have to hold what, for an object to have effect: what its status is counted from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weft_proto::identity::NamespacedName;
+use weft_proto::model::ResourceKey;
+
+use super::Index;
+use crate::source::ObjectKey;
+use crate::source::object::{Kind, TrafficPolicyObject};
+
+/// Resources with their versions, by node.
+pub type Wanted = BTreeMap<Arc<str>, Vec<(ResourceKey, u64)>>;
+
+impl Index {
+    /// Nodes that need an object, with what it became for each.
+    pub fn wanted_for(&self, object: &ObjectKey) -> Wanted {
+        let id = object.id.clone();
+        match object.kind {
+            Kind::HttpRoute => self.wanted_of(&ResourceKey::HttpRoute(id)),
+            Kind::AuthorizationPolicy => self.wanted_of(&ResourceKey::AuthorizationPolicy(id)),
+            Kind::TrafficPolicy => {
+                let mut wanted = self.wanted_of(&ResourceKey::TrafficPolicy(id.clone()));
+                // The mode of inbound connections reaches nodes as a property of their pods.
+                for pod in self.objects.pods_selected_by_traffic(&id) {
+                    let Some(uid) = self.uid_of_pod.get(&pod) else { continue };
+                    let Some(entry) = self.workloads.get(uid).filter(|entry| entry.enrolled) else {
+                        continue;
+                    };
+                    let resource = (ResourceKey::Workload(uid.clone()), entry.own.wire.version);
+                    wanted.entry(entry.node.clone()).or_default().push(resource);
+                }
+                wanted
+            }
+            _ => Wanted::new(),
+        }
+    }
+
+    fn wanted_of(&self, key: &ResourceKey) -> Wanted {
+        let of_node = |node: &Arc<str>| {
+            let sent = self.wanted(node, key)?;
+            Some((node.clone(), vec![(key.clone(), sent.wire.version)]))
+        };
+        self.interest.active_nodes().filter_map(of_node).collect()
+    }
+
+    /// Whether a node's answer about this resource is worth remembering: status is counted from it.
+    pub fn counts(&self, node: &str, key: &ResourceKey) -> bool {
+        match key {
+            ResourceKey::HttpRoute(_)
+            | ResourceKey::AuthorizationPolicy(_)
+            | ResourceKey::TrafficPolicy(_) => true,
+            ResourceKey::Workload(uid) => self.workloads.get(uid).is_some_and(|entry| *entry.node == *node),
+            _ => false,
+        }
+    }
+
+    pub fn has_service(&self, id: &NamespacedName) -> bool {
+        self.objects.services.contains_key(id)
+    }
+
+    /// The TrafficPolicy that clients follow in place of this one, and whether for all of its Services: of policies that
+    /// name a Service the first by name, and so of those for the whole namespace.
+    pub fn shadowed_by<'a>(&'a self, object: &'a ObjectKey) -> Option<(&'a NamespacedName, bool)> {
+        if object.kind != Kind::TrafficPolicy {
+            return None;
+        }
+        let own = self.objects.traffic.get(&object.id).filter(|own| own.for_clients)?;
+        let earlier = || {
+            let all = self.objects.traffic_of(&object.id.namespace).filter(|other| other.for_clients);
+            all.filter(|other| other.policy.id < own.policy.id)
+        };
+        if own.policy.services.is_empty() {
+            return earlier()
+                .find(|other| other.policy.services.is_empty())
+                .map(|other| (&other.policy.id, true));
+        }
+        let first_for = |service: &Arc<str>| {
+            earlier().find(|other: &&Arc<TrafficPolicyObject>| other.policy.services.contains(service))
+        };
+        let shadows: Vec<_> = own.policy.services.iter().map(first_for).collect();
+        let by = shadows.iter().flatten().next()?;
+        Some((&by.policy.id, shadows.iter().all(Option::is_some)))
+    }
+}

@@ -1,0 +1,110 @@
+//! Which replica writes status: whoever holds the Lease `weft-control`.
+//!
+//! A holder is taken for gone when its Lease did not change for [`DURATION`] by this replica's own clock, so that clocks
+//! that disagree or jump do no harm.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const NAME: &str = "weft-control";
+const DURATION: Duration = Duration::from_secs(15);
+/// A third of it: two renewals may fail.
+const RENEWAL: Duration = Duration::from_secs(5);
+/// A holder that could not renew for this long stops writing, before another one begins.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+struct Observed {
+    version: Option<String>,
+    since: Option<Instant>,
+}
+
+/// Keeps `leads` true while this replica holds the Lease; gives it back at the end.
+pub(super) async fn elect(
+    api: Api<Lease>,
+    identity: String,
+    leads: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let mut observed = Observed::default();
+    let mut renewed = None::<Instant>;
+    loop {
+        match attempt(&api, &identity, &mut observed, false).await {
+            Ok(true) => renewed = Some(Instant::now()),
+            Ok(false) => renewed = None,
+            Err(error) => tracing::debug!(%error, "Lease"),
+        }
+        let leading = renewed.is_some_and(|at| at.elapsed() < DEADLINE);
+        if leads.send_if_modified(|leads| std::mem::replace(leads, leading) != leading) {
+            tracing::info!(leading, %identity, "who writes status");
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(RENEWAL) => {}
+        }
+    }
+    if *leads.borrow() {
+        let _ = attempt(&api, &identity, &mut observed, true).await;
+    }
+}
+
+/// Takes, renews or (`release`) gives back the Lease. Ok(true): held now.
+async fn attempt(
+    api: &Api<Lease>,
+    identity: &str,
+    observed: &mut Observed,
+    release: bool,
+) -> kube::Result<bool> {
+    let Some(mut lease) = api.get_opt(NAME).await? else {
+        let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
+        let lease = Lease { metadata, spec: Some(held_by(identity, 0)) };
+        return settled(api.create(&PostParams::default(), &lease).await);
+    };
+    if observed.version != lease.metadata.resource_version {
+        *observed =
+            Observed { version: lease.metadata.resource_version.clone(), since: Some(Instant::now()) };
+    }
+    let spec = lease.spec.take().unwrap_or_default();
+    let holder = spec.holder_identity.as_deref().unwrap_or_default();
+    let expired = observed.since.is_some_and(|since| since.elapsed() >= DURATION);
+    if holder != identity && !holder.is_empty() && !expired {
+        return Ok(false);
+    }
+    let transitions = spec.lease_transitions.unwrap_or_default();
+    lease.spec = Some(if release {
+        LeaseSpec { holder_identity: Some(String::new()), ..spec }
+    } else if holder == identity {
+        LeaseSpec { acquire_time: spec.acquire_time, ..held_by(identity, transitions) }
+    } else {
+        held_by(identity, transitions + 1)
+    });
+    // The version that was read makes this fail where another one was faster.
+    let done = settled(api.replace(NAME, &PostParams::default(), &lease).await)?;
+    Ok(done && !release)
+}
+
+fn settled(result: kube::Result<Lease>) -> kube::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn held_by(identity: &str, transitions: i32) -> LeaseSpec {
+    let now = MicroTime(Timestamp::now());
+    LeaseSpec {
+        holder_identity: Some(identity.to_owned()),
+        lease_duration_seconds: Some(15),
+        acquire_time: Some(now.clone()),
+        renew_time: Some(now),
+        lease_transitions: Some(transitions),
+        ..LeaseSpec::default()
+    }
+}

@@ -1,0 +1,168 @@
+//! Status in the Kubernetes API: what became of each route and policy, and how many nodes have it.
+//!
+//! Every replica publishes what its own nodes have (`replicas`); the one that holds the Lease (`lease`) writes. What stands
+//! there already is not written again; writes are bounded per second, and made against the version that was read. Start at
+//! [`run`]; what is written is decided in `route` and `policy`.
+
+mod conditions;
+mod lease;
+mod policy;
+mod replicas;
+mod route;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::conditions::Nodes;
+use self::replicas::{Have, Replicas};
+use crate::source::ObjectKey;
+use crate::source::kubernetes::resource_of;
+use crate::source::object::Kind;
+use crate::source::subjects::Subject;
+use crate::world::World;
+
+/// Between two rounds: bounds how often everything is looked at, and how often one object is written.
+const PAUSE: Duration = Duration::from_millis(500);
+/// A round without a cause: other replicas may have more to say, a write may have failed.
+const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+/// Of one round; the rest waits for the next: 50 a second.
+const WRITES_OF_A_ROUND_MAX: usize = 25;
+const MANAGER: &str = "weft-control";
+
+/// Names this process among the replicas: the pod's name, and when it began.
+fn identity() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let host: String =
+        host.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-').collect();
+    let started =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("{}-{started:x}", host.trim_matches('-'))
+}
+
+/// Runs until `stop`, with an API server only.
+pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, stop: CancellationToken) {
+    let identity = identity();
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
+    let (sender, leads) = watch::channel(false);
+    let election = tokio::spawn(lease::elect(leases.clone(), identity.clone(), sender, stop.clone()));
+    let mut writer = Writer { world, client, replicas: Replicas::new(leases, &identity) };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = writer.world.subjects.changed.notified() => {}
+            () = writer.world.hub.answered.notified() => {}
+            () = tokio::time::sleep(ROUND_INTERVAL) => {}
+        }
+        if writer.world.synced.load(Ordering::Acquire) {
+            let leading = *leads.borrow();
+            if let Err(error) = writer.round(leading).await {
+                tracing::debug!(%error, "status");
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+    writer.replicas.withdraw().await;
+    let _ = election.await;
+}
+
+struct Writer {
+    world: Arc<World>,
+    client: Client,
+    replicas: Replicas,
+}
+
+impl Writer {
+    async fn round(&mut self, leading: bool) -> kube::Result<()> {
+        let subjects = self.world.subjects.all();
+        let counted = self.count(&subjects);
+        let have: Have = subjects
+            .iter()
+            .zip(&counted)
+            .map(|((_, subject), nodes)| (subject.uid.clone(), (subject.generation, nodes.have)))
+            .collect();
+        self.replicas.publish(&have).await?;
+        if !leading {
+            return Ok(());
+        }
+        let others = self.replicas.others().await?;
+        let mut written = 0;
+        for ((key, subject), nodes) in subjects.iter().zip(counted) {
+            let Some(status) = self.differing(key, subject, nodes, &others) else { continue };
+            if written == WRITES_OF_A_ROUND_MAX {
+                break;
+            }
+            written += 1;
+            self.write(key, subject, status).await;
+        }
+        Ok(())
+    }
+
+    /// Of each object: the nodes that need it, and those of this replica that have it.
+    fn count(&self, subjects: &[(ObjectKey, Arc<Subject>)]) -> Vec<Nodes> {
+        let index = self.world.index.read();
+        let count = |(key, subject): &(ObjectKey, Arc<Subject>)| {
+            if subject.refused.is_some() {
+                return Nodes::default();
+            }
+            let wanted = index.wanted_for(key);
+            let have =
+                wanted.iter().filter(|(node, resources)| self.world.hub.holds(node, resources)).count();
+            Nodes { have, need: wanted.len() }
+        };
+        subjects.iter().map(count).collect()
+    }
+
+    /// The status that should stand there, if it does not.
+    fn differing(
+        &self,
+        key: &ObjectKey,
+        subject: &Subject,
+        own: Nodes,
+        others: &HashMap<(String, i64), usize>,
+    ) -> Option<Value> {
+        let more = others.get(&(subject.uid.clone(), subject.generation)).copied().unwrap_or(0);
+        let nodes = Nodes { have: own.have + more, need: own.need };
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let index = self.world.index.read();
+        if key.kind == Kind::HttpRoute {
+            let parents = route::parents(&index, &key.id, subject, nodes, &now);
+            let none = Value::Array(Vec::new());
+            let standing = subject.status.get("parents").unwrap_or(&none);
+            return (parents != *standing).then(|| json!({ "parents": parents }));
+        }
+        let status = policy::status(&index, key, subject, nodes, &now);
+        (status != subject.status).then_some(status)
+    }
+
+    async fn write(&self, key: &ObjectKey, subject: &Subject, status: Value) {
+        let Some(resource) = resource_of(key.kind) else { return };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.id.namespace, &resource);
+        // Made against the version that was judged: whoever wrote meanwhile is not overwritten, and comes as an event.
+        let patch = json!({
+            "metadata": { "resourceVersion": subject.resource_version },
+            "status": status,
+        });
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        match api.patch_status(&key.id.name, &parameters, &Patch::Merge(&patch)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {}
+            Err(error) => tracing::warn!(object = %key, %error, "status not written; trying again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
