@@ -1,11 +1,15 @@
-//! The `weft` command: a mesh on this machine (`weft lab`), and what a mesh says of itself (`weft status`).
+//! The `weft` command: Weft on a Kubernetes cluster (`install`, `check`, `uninstall`), a mesh on this machine (`lab`), and what
+//! either says of itself (`status`, `config`).
 //!
-//! It owns the command line and how answers look; what it does is in `weft-e2e`'s lab and in the binaries' admin
-//! endpoints. Start reading at [`Command`].
+//! It owns the command line and how answers look; what it does is in `kubernetes`, in `weft-e2e`'s lab and in the binaries'
+//! admin endpoints. Start reading at [`Command`].
 
 mod bench;
+mod config;
 mod demo;
+mod kubernetes;
 mod lab;
+mod mesh;
 mod status;
 mod summary;
 mod table;
@@ -23,13 +27,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install Weft into a Kubernetes cluster, or upgrade it
+    Install(kubernetes::InstallArguments),
+    /// Say in words what is wrong with a cluster for Weft, and with Weft in it
+    Check(kubernetes::CheckArguments),
+    /// Remove Weft from a Kubernetes cluster: hooks, maps and CNI entries of every node, then all else
+    Uninstall(kubernetes::UninstallArguments),
+    /// What the control plane and the nodes of a mesh say of themselves
+    Status(status::Arguments),
+    /// What the proxy of a pod's node holds for that pod: identity, policies, services, routes, endpoints
+    Config(config::Arguments),
     /// A mesh on this machine: nodes and pods as network namespaces, real kernel hooks
     #[command(subcommand)]
     Lab(lab::Command),
     /// The story of a mesh of two nodes on this machine, told with evidence: nine steps, each of them checked
     Demo(demo::Arguments),
-    /// What the control plane and the nodes of a mesh say of themselves
-    Status(status::Arguments),
     /// Measure a mesh on this machine against no mesh
     Bench(bench::Arguments),
 }
@@ -45,11 +57,16 @@ enum Format {
 fn main() -> ExitCode {
     let level = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).without_time().init();
+    let done = |()| ExitCode::SUCCESS;
     let result = match Arguments::parse().command {
+        Command::Install(arguments) => kubernetes::install(&arguments).map(done),
+        Command::Check(arguments) => kubernetes::check(&arguments),
+        Command::Uninstall(arguments) => kubernetes::uninstall(&arguments).map(done),
+        Command::Config(arguments) => config::run(&arguments).map(done),
         Command::Lab(command) => lab::run(command),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Status(arguments) => status::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Status(arguments) => status::run(&arguments).map(done),
     };
     result.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");

@@ -5,18 +5,19 @@ use std::time::SystemTime;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use weft_e2e::lab::{Admin, Lab};
+use weft_e2e::lab::Admin;
 
 use crate::Format;
-use crate::lab::Name;
+use crate::kubernetes;
+use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
 use crate::summary::summary;
 use crate::table::table;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Without an address, the admin sockets of the lab are asked.")]
+#[command(after_help = WHO_IS_ASKED)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    name: Name,
+    mesh: Mesh,
     /// Admin endpoint to ask: unix:/path or address:port; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     admin: Vec<Admin>,
@@ -28,8 +29,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let answers: Vec<(String, Result<Value>)> =
-        asked(arguments)?.into_iter().map(|(name, admin)| (name, admin.json("/status"))).collect();
+    let answers = asked(arguments)?;
     match arguments.output {
         Format::Json => {
             let of = |answer: &Result<Value>| match answer {
@@ -51,15 +51,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Whom to ask, by name.
-fn asked(arguments: &Arguments) -> Result<Vec<(String, Admin)>> {
+/// What everybody who was asked answered, by name.
+fn asked(arguments: &Arguments) -> Result<Vec<(String, Result<Value>)>> {
     if !arguments.admin.is_empty() {
-        return Ok(arguments.admin.iter().map(|a| (a.argument(), a.clone())).collect());
+        return Ok(arguments.admin.iter().map(|a| (a.argument(), a.json("/status"))).collect());
     }
-    let lab = Lab::attach(&arguments.name.name)?;
-    let mut all = vec![("control".to_owned(), lab.control_admin())];
-    all.extend(lab.nodes().into_iter().map(|n| (n.clone(), lab.node_admin(&n))));
-    Ok(all)
+    match arguments.mesh.choose()? {
+        Chosen::Lab(lab) => {
+            let mut all = vec![("control".to_owned(), lab.control_admin().json("/status"))];
+            all.extend(lab.nodes().into_iter().map(|node| (node.clone(), lab.node_admin(&node).json("/status"))));
+            Ok(all)
+        }
+        Chosen::Cluster(target) => {
+            let (server, answers) = kubernetes::cluster_statuses(target)?;
+            eprintln!("cluster {server}");
+            Ok(answers)
+        }
+    }
 }
 
 fn print_summaries(answers: &[(String, Result<Value>)]) -> Result<()> {

@@ -1,0 +1,115 @@
+//! `weft config <namespace>/<pod>`: what the proxy of a pod's node holds for that pod.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::Format;
+use crate::kubernetes;
+use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
+use crate::table::table;
+
+#[derive(Debug, Args)]
+#[command(after_help = WHO_IS_ASKED)]
+pub(crate) struct Arguments {
+    /// The pod
+    #[arg(value_name = "NAMESPACE/POD", value_parser = parse_pod)]
+    pod: (String, String),
+    #[command(flatten)]
+    mesh: Mesh,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+fn parse_pod(text: &str) -> Result<(String, String), String> {
+    let name = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+    };
+    match text.split_once('/') {
+        Some((namespace, pod)) if name(namespace) && name(pod) => Ok((namespace.into(), pod.into())),
+        _ => Err("is not <namespace>/<pod>".into()),
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let (namespace, pod) = &arguments.pod;
+    let (node, answer) = match arguments.mesh.choose()? {
+        Chosen::Cluster(target) => kubernetes::cluster_config(target, namespace, pod)?,
+        Chosen::Lab(lab) => {
+            let path = format!("/pod?namespace={namespace}&name={pod}");
+            let asked = lab.nodes().into_iter().map(|node| (lab.node_admin(&node).json(&path), node));
+            let mut found = None;
+            for (answer, node) in asked {
+                let answer = answer.with_context(|| node.clone())?;
+                if answer["local"] == true {
+                    found = Some((node, answer));
+                }
+            }
+            let Some(found) = found else { bail!("no node of the lab has a pod {namespace}/{pod}") };
+            found
+        }
+    };
+    match arguments.output {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+        Format::Table => print!("{}", shown(&node, &answer)),
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn words(value: &Value) -> String {
+    let all: Vec<&str> = list(value).map(text).collect();
+    if all.is_empty() { "none".into() } else { all.join(", ") }
+}
+
+/// Pure: the answer of `/pod` for people.
+fn shown(node: &str, answer: &Value) -> String {
+    let pod = &answer["pod"];
+    let mut out = format!("{}/{} on {node}", text(&pod["namespace"]), text(&pod["name"]));
+    let _ = writeln!(out, "  revision {}", answer["revision"]);
+    let mut line = |label: &str, value: &str| drop(writeln!(out, "  {label:<13}{value}"));
+    match pod["reason"].as_str() {
+        Some(reason) => line("state", &format!("{}: {reason}", text(&pod["state"]))),
+        None => line("state", text(&pod["state"])),
+    }
+    line("identity", text(&answer["identity"]));
+    line("addresses", &words(&pod["ips"]));
+    line("mutual TLS", text(&answer["mtls"]));
+    line("policies", &words(&answer["policies"]));
+    for service in list(&answer["services"]) {
+        let _ = writeln!(out, "\nservice {}  {}", text(&service["name"]), words(&service["addresses"]));
+        for port in list(&service["ports"]) {
+            let _ = writeln!(out, "  port {} {}", port["port"], text(&port["protocol"]));
+        }
+        for route in list(&service["routes"]) {
+            let _ = writeln!(out, "  route {}: {} rules", text(&route["name"]), route["rules"]);
+        }
+        if let Some(policy) = service["traffic_policy"].as_str() {
+            let _ = writeln!(out, "  traffic policy {policy}");
+        }
+        let row = |endpoint: &Value| {
+            vec![
+                text(&endpoint["address"]).to_owned(),
+                text(&endpoint["workload"]).to_owned(),
+                text(&endpoint["node"]).to_owned(),
+                text(&endpoint["state"]).to_owned(),
+            ]
+        };
+        let rows: Vec<_> = list(&service["endpoints"]).map(row).collect();
+        let table = match rows.is_empty() {
+            true => "no endpoint\n".to_owned(),
+            false => table(&["ENDPOINT", "POD", "NODE", "STATE"], rows),
+        };
+        table.lines().for_each(|line| drop(writeln!(out, "  {line}")));
+    }
+    out
+}

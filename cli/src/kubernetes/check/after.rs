@@ -1,0 +1,269 @@
+//! What Weft says of itself. Pure: facts in, findings out.
+
+use serde_json::Value;
+use x509_parser::pem::Pem;
+
+use super::facts::{InstalledFacts, WorkloadFacts};
+use super::finding::Finding;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// A root's successor is to be known to all nodes well before it ends.
+const ROOT_LEFT_SECONDS_MIN: u64 = 30 * 24 * 3_600;
+/// A leader renews every few seconds.
+const LEASE_SECONDS_MAX: u64 = 60;
+/// Certificates are renewed at half of their lifetime; with less than this share of the default day something is stuck.
+const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
+/// More lines of one sort are counted, not listed.
+const LISTED_MAX: usize = 5;
+
+pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, workload) in [("weft-control", &facts.control), ("weft-node", &facts.node)] {
+        match workload {
+            Some(workload) => findings.extend(rollout(name, workload)),
+            None => findings.push(Finding::error(name, "is not there", "weft install")),
+        }
+    }
+    findings.extend(coverage(facts));
+    findings.extend(definitions(facts));
+    findings.push(leader(facts));
+    findings.extend(roots(facts));
+    for (name, status) in answered(facts.control.as_ref()) {
+        findings.extend(control(name, status));
+    }
+    for (name, status) in answered(facts.node.as_ref()) {
+        findings.extend(node(name, status, facts.now_unix_s));
+    }
+    findings
+}
+
+fn answered(workload: Option<&WorkloadFacts>) -> impl Iterator<Item = (&str, &Value)> {
+    let answers = workload.into_iter().flat_map(|workload| &workload.answers);
+    answers.filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().ok()?)))
+}
+
+fn rollout(name: &str, workload: &WorkloadFacts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let progress = &workload.progress;
+    let shown = format!("{} of {} ready", progress.ready, progress.wanted);
+    if progress.done {
+        findings.push(Finding::ok(name, shown));
+    } else {
+        let why = workload.unready.join("; ");
+        let remedy = format!("kubectl --namespace weft-system logs --selector app.kubernetes.io/name={name}");
+        findings.push(Finding::error(name, format!("{shown}: {why}"), remedy));
+    }
+    for (asked, answer) in &workload.answers {
+        match answer {
+            Err(error) => findings.push(Finding::error(
+                format!("{name} {asked}"),
+                format!("does not answer: {error}"),
+                "what it would say was not checked",
+            )),
+            Ok(status) if status["version"] != VERSION => findings.push(Finding::warning(
+                format!("{name} {asked}"),
+                format!("runs {}, this command is {VERSION}", text(&status["version"])),
+                "weft install upgrades; or use the command of that version",
+            )),
+            Ok(_) => {}
+        }
+    }
+    if workload.version != VERSION {
+        findings.push(Finding::warning(
+            name,
+            format!("was installed by {:?}, this command is {VERSION}", workload.version),
+            "weft install upgrades",
+        ));
+    }
+    findings
+}
+
+fn coverage(facts: &InstalledFacts) -> Option<Finding> {
+    if facts.nodes_without.is_empty() {
+        return None;
+    }
+    Some(Finding::warning(
+        "nodes",
+        format!("no weft-node on {}", some(&facts.nodes_without)),
+        "pods of labelled namespaces are outside the mesh there: see the DaemonSet's nodeSelector and tolerations",
+    ))
+}
+
+fn definitions(facts: &InstalledFacts) -> Vec<Finding> {
+    let finding = |(name, same): &(String, Option<bool>)| match same {
+        Some(true) => Finding::ok("kinds", format!("{name} is of this version")),
+        Some(false) => Finding::warning(
+            "kinds",
+            format!("{name} is of another version"),
+            "weft install applies this one's; after helm upgrade: kubectl apply --server-side -f deploy/helm/weft/crds",
+        ),
+        None => Finding::error("kinds", format!("{name} is not there"), "weft install"),
+    };
+    facts.definitions.iter().map(finding).collect()
+}
+
+fn leader(facts: &InstalledFacts) -> Finding {
+    let remedy = "status of routes and policies is not written; see the log of weft-control";
+    match &facts.leader {
+        Some((holder, age_s)) if *age_s <= LEASE_SECONDS_MAX => Finding::ok("leader", format!("{holder} writes status")),
+        Some((holder, age_s)) => {
+            Finding::warning("leader", format!("{holder} has not renewed its Lease for {age_s} s"), remedy)
+        }
+        None => Finding::warning("leader", "no replica has the Lease weft-control", remedy),
+    }
+}
+
+fn roots(facts: &InstalledFacts) -> Vec<Finding> {
+    let Some(bundle) = &facts.trust_bundle else {
+        let remedy = "weft-control makes it when it starts; the nodes wait for it";
+        return vec![Finding::error("trust bundle", "the ConfigMap weft-trust-bundle has no root.pem", remedy)];
+    };
+    let mut ends: Vec<u64> = Vec::new();
+    for pem in Pem::iter_from_buffer(bundle.as_bytes()) {
+        let end = pem.ok().and_then(|pem| {
+            let certificate = pem.parse_x509().ok()?;
+            u64::try_from(certificate.validity().not_after.timestamp()).ok()
+        });
+        match end {
+            Some(end) => ends.push(end),
+            None => {
+                let remedy = "weft-control writes it from the Secret weft-ca: look there";
+                return vec![Finding::error("trust bundle", "holds something that is no certificate", remedy)];
+            }
+        }
+    }
+    let Some(last) = ends.iter().max() else {
+        return vec![Finding::error("trust bundle", "is empty", "see the Secret weft-ca and the log of weft-control")];
+    };
+    let rotate = "rotate it: docs/identity.md";
+    vec![match last.checked_sub(facts.now_unix_s) {
+        None => Finding::error("trust bundle", "every root has expired: no connection is accepted", rotate),
+        Some(left) if left < ROOT_LEFT_SECONDS_MIN => {
+            Finding::warning("trust bundle", format!("the last root ends in {} days", left / 86_400), rotate)
+        }
+        Some(left) => {
+            Finding::ok("trust bundle", format!("{} roots, the last ends in {} days", ends.len(), left / 86_400))
+        }
+    }]
+}
+
+fn control(name: &str, status: &Value) -> Vec<Finding> {
+    let what = format!("weft-control {name}");
+    let mut findings = Vec::new();
+    let mut connected = 0;
+    for (node, state) in status["nodes"].as_object().into_iter().flatten() {
+        connected += usize::from(state["connected"] == true);
+        if let Some(nack) = state["last_nack"].as_object() {
+            let why: Vec<&str> = list(&nack["refusals"]).map(text).collect();
+            findings.push(Finding::error(
+                &what,
+                format!("{node} refused configuration: {}", why.join("; ")),
+                "it keeps what it had; repair the object that is named",
+            ));
+        }
+    }
+    for (kind, level) in [("errors", true), ("warnings", false)] {
+        for problem in list(&status["source"][kind]) {
+            let place = match problem["file"].as_str() {
+                Some(file) => format!("{file}: "),
+                None => String::new(),
+            };
+            let detail = format!("{place}{}", text(&problem["message"]));
+            let remedy = "repair the object; the rest goes on";
+            findings.push(if level {
+                Finding::error(&what, detail, remedy)
+            } else {
+                Finding::warning(&what, detail, remedy)
+            });
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(what, format!("{connected} nodes connected, nothing refused")));
+    }
+    findings
+}
+
+fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
+    let what = format!("node {name}");
+    let mut findings = Vec::new();
+    let mut error = |detail: String, remedy: &str| findings.push(Finding::error(&what, detail, remedy));
+    for reason in list(&status["unready"]) {
+        error(format!("is not ready: {}", text(reason)), "its enrolled pods may be shut");
+    }
+    for refusal in list(&status["control"]["refused"]) {
+        error(format!("refused configuration: {}", text(refusal)), "it keeps what it had; repair the object");
+    }
+    if let Some(failure) = status["kernel"]["error"].as_str() {
+        error(format!("the kernel's maps cannot be read: {failure}"), "see the log of its weft-node");
+    }
+    if let Some(failure) = status["cni"]["error"].as_str() {
+        error(format!("the CNI plugin: {failure}"), "new pods may start outside the mesh until that is repaired");
+    }
+    for certificate in list(&status["certificates"]) {
+        let Some(end) = certificate["not_after_unix_s"].as_u64() else { continue };
+        let why = certificate["last_error"].as_str().unwrap_or("no renewal has been tried");
+        let identity = text(&certificate["identity"]);
+        if end <= now_unix_s {
+            error(format!("the certificate of {identity} has expired: {why}"), "its pods are cut off");
+        } else if end - now_unix_s < CERTIFICATE_LEFT_SECONDS_MIN && certificate["last_error"].is_string() {
+            error(format!("the certificate of {identity} ends in {} s: {why}", end - now_unix_s), "see weft-control's log");
+        }
+    }
+    let stuck = |pod: &&Value| matches!(pod["state"].as_str(), Some("shut" | "failed"));
+    let pods: Vec<String> = list(&status["pods"])
+        .filter(stuck)
+        .map(|pod| {
+            let reason = pod["reason"].as_str().unwrap_or("no reason given");
+            format!("{}/{} ({}): {reason}", text(&pod["namespace"]), text(&pod["name"]), text(&pod["state"]))
+        })
+        .collect();
+    if !pods.is_empty() {
+        error(format!("pods not set up: {}", some(&pods)), "shut: they cannot connect; failed: they bypass the mesh");
+    }
+    let healthy = findings.is_empty();
+    if status["control"]["connected"] != true {
+        let why = status["control"]["last_error"].as_str().unwrap_or("no reason given");
+        let detail = format!("is not connected to weft-control: {why}");
+        findings.push(Finding::warning(&what, detail, "traffic goes on with what is known; new pods are not"));
+    }
+    if status["kernel"]["redirect"] == false {
+        let detail = format!("sk_msg redirect is off: {}", text(&status["kernel"]["redirect_reason"]));
+        findings.push(Finding::warning(&what, detail, "everything works, local bytes pass the TCP/IP stack"));
+    }
+    if healthy {
+        let kernel = text(&status["kernel_release"]);
+        let enrolled = list(&status["pods"]).filter(|pod| pod["state"] == "enrolled").count();
+        findings.push(Finding::ok(&what, format!("Linux {kernel}, {enrolled} pods in the mesh{}", cni(&status["cni"]))));
+    }
+    findings
+}
+
+/// The order of plugins in the configuration that ours is chained into, as weft-node reports it.
+fn cni(status: &Value) -> String {
+    let plugins: Vec<&str> = list(&status["plugins"]).map(text).collect();
+    match (status["conflist"].as_str(), plugins.is_empty()) {
+        (Some(file), false) => format!(", CNI {file}: {}", plugins.join(" → ")),
+        (Some(file), true) => format!(", CNI plugin in {file}"),
+        (None, _) => String::new(),
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn some(all: &[String]) -> String {
+    let listed = all[..all.len().min(LISTED_MAX)].join(", ");
+    match all.len().saturating_sub(LISTED_MAX) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+#[path = "after_tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Each fault of an installation leads to a finding that names it.
+
+use serde_json::json;
+
+use super::super::super::readiness::Progress;
+use super::super::finding::Level;
+use super::*;
+
+const NOW: u64 = 1_800_000_000;
+
+fn workload(name: &str, status: Value) -> Option<WorkloadFacts> {
+    Some(WorkloadFacts {
+        progress: Progress { wanted: 1, ready: 1, done: true },
+        version: VERSION.into(),
+        unready: Vec::new(),
+        answers: vec![(name.into(), Ok(status))],
+    })
+}
+
+fn control_status() -> Value {
+    json!({"version": VERSION, "nodes": {"node1": {"connected": true, "last_nack": null}},
+           "source": {"errors": [], "warnings": []}})
+}
+
+fn node_status() -> Value {
+    json!({
+        "version": VERSION, "kernel_release": "6.1.0", "unready": [], "kernel": {"redirect": true, "error": null},
+        "control": {"connected": true, "refused": []},
+        "cni": {"conflist": "/etc/cni/net.d/10-bridge.conflist", "plugins": ["bridge", "weft-cni"], "error": null},
+        "certificates": [{"identity": "spiffe://c/ns/a/sa/b", "not_after_unix_s": NOW + 100_000, "last_error": null}],
+        "pods": [{"namespace": "shop", "name": "web", "state": "enrolled", "reason": null}],
+    })
+}
+
+/// A self-signed certificate that ends in `days`.
+fn root(days: i64) -> String {
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    let end = i64::try_from(NOW).unwrap() + days * 86_400;
+    parameters.not_before = time::OffsetDateTime::from_unix_timestamp(end - 86_400).unwrap();
+    parameters.not_after = time::OffsetDateTime::from_unix_timestamp(end).unwrap();
+    parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+fn good() -> InstalledFacts {
+    InstalledFacts {
+        now_unix_s: NOW,
+        control: workload("weft-control-1", control_status()),
+        node: workload("node1", node_status()),
+        nodes_without: Vec::new(),
+        definitions: vec![("trafficpolicies.weft.dev".into(), Some(true))],
+        leader: Some(("weft-control-1".into(), 2)),
+        trust_bundle: Some(root(3_650)),
+    }
+}
+
+fn status_of(facts: &mut Option<WorkloadFacts>) -> &mut Value {
+    facts.as_mut().unwrap().answers[0].1.as_mut().unwrap()
+}
+
+#[test]
+fn an_installation_in_order_has_no_fault() {
+    let findings = judge(&good());
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
+    let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    assert!(text.iter().any(|line| line.contains("bridge → weft-cni")), "{text:?}");
+    assert!(text.iter().any(|line| line.contains("1 roots, the last ends in 3650 days")), "{text:?}");
+}
+
+#[test]
+fn each_fault_is_named_with_what_to_do() {
+    type Spoil = fn(&mut InstalledFacts);
+    let cases: [(Spoil, Level, &str); 20] = [
+        (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
+        (
+            |f| {
+                let node = f.node.as_mut().unwrap();
+                node.progress = Progress { wanted: 2, ready: 1, done: false };
+                node.unready = vec!["weft-node-x on node2: ErrImagePull".into()];
+            },
+            Level::Error,
+            "1 of 2 ready: weft-node-x on node2: ErrImagePull",
+        ),
+        (|f| f.node.as_mut().unwrap().answers[0].1 = Err("no".into()), Level::Error, "does not answer: no"),
+        (|f| status_of(&mut f.node)["version"] = "0.0.1".into(), Level::Warning, "runs 0.0.1, this command is"),
+        (|f| f.control.as_mut().unwrap().version = "0.0.1".into(), Level::Warning, "was installed by \"0.0.1\""),
+        (|f| f.nodes_without.push("node9".into()), Level::Warning, "no weft-node on node9"),
+        (|f| f.definitions[0].1 = Some(false), Level::Warning, "is of another version"),
+        (|f| f.definitions[0].1 = None, Level::Error, "trafficpolicies.weft.dev is not there"),
+        (|f| f.leader = None, Level::Warning, "no replica has the Lease"),
+        (|f| f.leader = Some(("a".into(), 100)), Level::Warning, "has not renewed its Lease for 100 s"),
+        (|f| f.trust_bundle = None, Level::Error, "has no root.pem"),
+        (|f| f.trust_bundle = Some(root(-1)), Level::Error, "every root has expired"),
+        (|f| f.trust_bundle = Some(root(10)), Level::Warning, "the last root ends in 10 days"),
+        (
+            |f| status_of(&mut f.control)["nodes"]["node1"]["last_nack"] = json!({"refusals": ["no such port"]}),
+            Level::Error,
+            "node1 refused configuration: no such port",
+        ),
+        (
+            |f| {
+                let problem = json!([{"file": "shop/HTTPRoute/a", "line": 0, "message": "no rule"}]);
+                status_of(&mut f.control)["source"]["errors"] = problem;
+            },
+            Level::Error,
+            "shop/HTTPRoute/a: no rule",
+        ),
+        (|f| status_of(&mut f.node)["unready"] = json!(["draining"]), Level::Error, "is not ready: draining"),
+        (|f| status_of(&mut f.node)["cni"] = json!({"error": "no conflist"}), Level::Error, "plugin: no conflist"),
+        (
+            |f| status_of(&mut f.node)["certificates"][0]["not_after_unix_s"] = (NOW - 1).into(),
+            Level::Error,
+            "certificate of spiffe://c/ns/a/sa/b has expired",
+        ),
+        (
+            |f| {
+                status_of(&mut f.node)["pods"][0] =
+                    json!({"namespace": "shop", "name": "web", "state": "shut", "reason": "port taken"});
+            },
+            Level::Error,
+            "pods not set up: shop/web (shut): port taken",
+        ),
+        (
+            |f| status_of(&mut f.node)["kernel"] = json!({"redirect": false, "redirect_reason": "--redirect=off"}),
+            Level::Warning,
+            "sk_msg redirect is off: --redirect=off",
+        ),
+    ];
+    for (spoil, level, part) in cases {
+        let mut facts = good();
+        spoil(&mut facts);
+        let findings = judge(&facts);
+        let told = findings.iter().find(|finding| finding.to_string().contains(part));
+        assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
+    }
+}

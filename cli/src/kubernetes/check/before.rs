@@ -1,0 +1,259 @@
+//! What an installation needs of the cluster. Pure: facts in, findings out.
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::facts::{ClusterFacts, Permission};
+use super::finding::Finding;
+
+/// Tokens name their node from 1.30 on as a beta; weft-control knows a node by that.
+const KUBERNETES_MIN: (u32, u32) = (1, 30);
+/// The network namespace's cookie in sock_ops programs.
+const KERNEL_MIN: (u32, u32) = (5, 15);
+const ROUTES: &str = "httproutes.gateway.networking.k8s.io";
+
+/// DaemonSets and Deployments by which other meshes are known, and what they are.
+const MESHES: [(&str, &str); 7] = [
+    ("istio-cni-node", "Istio's CNI plugin"),
+    ("ztunnel", "Istio's ambient mode"),
+    ("istiod", "Istio"),
+    ("linkerd-cni", "Linkerd's CNI plugin"),
+    ("linkerd-proxy-injector", "Linkerd"),
+    ("kuma-control-plane", "Kuma"),
+    ("consul-connect-injector", "Consul"),
+];
+
+/// DaemonSets by which networks are known.
+const NETWORKS: [(&str, &str); 10] = [
+    ("calico-node", "Calico"),
+    ("canal", "Canal"),
+    ("cilium", "Cilium"),
+    ("kube-flannel-ds", "Flannel"),
+    ("kindnet", "kindnet"),
+    ("aws-node", "Amazon VPC CNI"),
+    ("azure-cns", "Azure CNI"),
+    ("antrea-agent", "Antrea"),
+    ("kube-router", "kube-router"),
+    ("weave-net", "Weave Net"),
+];
+
+pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
+    let mut findings = vec![server(facts), permissions(&facts.permissions), gateway_api(facts)];
+    findings.extend(meshes(facts));
+    findings.extend(network(facts));
+    findings.extend(kernels(&facts.nodes));
+    findings.extend(pod_security(facts));
+    findings
+}
+
+fn server(facts: &ClusterFacts) -> Finding {
+    let (major, minor) = facts.server_version;
+    let shown = format!("{} is reached, Kubernetes {major}.{minor}", facts.server);
+    if facts.server_version < KUBERNETES_MIN {
+        let (major, minor) = KUBERNETES_MIN;
+        return Finding::error(
+            "API server",
+            shown,
+            format!("Weft needs {major}.{minor} or later, where a token says on which node it is used"),
+        );
+    }
+    Finding::ok("API server", shown)
+}
+
+fn permissions(all: &[Permission]) -> Finding {
+    let missing: Vec<&str> = all.iter().filter(|one| !one.allowed).map(|one| one.what.as_str()).collect();
+    if missing.is_empty() {
+        return Finding::ok("permissions", "you may do all that install, check and uninstall do");
+    }
+    Finding::error(
+        "permissions",
+        format!("you may not {}", missing.join(", ")),
+        "ask for cluster-admin, or for these",
+    )
+}
+
+fn gateway_api(facts: &ClusterFacts) -> Finding {
+    match facts.definitions.get(ROUTES) {
+        Some(versions) if versions.iter().any(|version| version == "v1") => {
+            Finding::ok("Gateway API", "HTTPRoute is served as v1")
+        }
+        Some(versions) => Finding::warning(
+            "Gateway API",
+            format!("HTTPRoute is served as {} only", versions.join(", ")),
+            "routes are not read: install the standard channel of the Gateway API, 1.0 or later",
+        ),
+        None => Finding::warning(
+            "Gateway API",
+            "its kinds are not installed",
+            "the mesh works without; for HTTPRoutes install the standard channel of the Gateway API",
+        ),
+    }
+}
+
+fn meshes(facts: &ClusterFacts) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = MESHES
+        .iter()
+        .filter_map(|(name, mesh)| {
+            let place = facts.workloads.iter().find(|workload| workload.1 == *name)?;
+            Some(Finding::warning(
+                "other meshes",
+                format!("{mesh} is installed ({}/{})", place.0, place.1),
+                "both work in one cluster as long as no namespace is in both",
+            ))
+        })
+        .collect();
+    for namespace in &facts.namespaces_in_two_meshes {
+        findings.push(Finding::error(
+            "other meshes",
+            format!("the namespace {namespace} is in Weft and in another mesh"),
+            format!("take one of the labels away: kubectl label namespace {namespace} weft.dev/mesh-"),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("other meshes", "none"));
+    }
+    findings
+}
+
+fn network(facts: &ClusterFacts) -> Vec<Finding> {
+    let found = NETWORKS.iter().find(|(name, _)| facts.workloads.iter().any(|workload| workload.1 == *name));
+    let mut findings = vec![match found {
+        Some((_, network)) => Finding::ok("network", *network),
+        None => Finding::ok("network", "none that is known by name; any chained CNI configuration will do"),
+    }];
+    let cilium = |key: &str| facts.cilium.get(key).map(String::as_str);
+    if cilium("sockops-enable") == Some("true") {
+        findings.push(Finding::warning(
+            "sockmap",
+            "Cilium's sockops are on: two programs cannot have the same socket",
+            "Weft counts such sockets (`several`) and sends them through the stack; set sockops-enable=false in cilium-config",
+        ));
+    }
+    let socket_lb = cilium("bpf-lb-sock") == Some("true") || cilium("kube-proxy-replacement") == Some("true");
+    if socket_lb && cilium("bpf-lb-sock-hostns-only") != Some("true") {
+        findings.push(Finding::error(
+            "network",
+            "Cilium resolves Services at connect(), inside the pods, so Weft may see a pod's address instead of the Service's",
+            "set socketLB.hostNamespaceOnly=true (bpf-lb-sock-hostns-only in cilium-config)",
+        ));
+    }
+    findings
+}
+
+/// `5.15.0-91-generic` → (5, 15).
+fn kernel(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn kernels(nodes: &[Node]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut good = Vec::new();
+    for node in nodes {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let Some(info) = node.status.as_ref().and_then(|status| status.node_info.as_ref()) else { continue };
+        if info.operating_system != "linux" {
+            findings.push(Finding::warning(
+                format!("node {name}"),
+                format!("runs {}", info.operating_system),
+                "its pods cannot be in the mesh",
+            ));
+        } else if kernel(&info.kernel_version).is_some_and(|version| version >= KERNEL_MIN) {
+            good.push(info.kernel_version.as_str());
+        } else {
+            findings.push(Finding::error(
+                format!("node {name}"),
+                format!("Linux {}", info.kernel_version),
+                format!("weft-node needs {}.{} or later", KERNEL_MIN.0, KERNEL_MIN.1),
+            ));
+        }
+    }
+    let count = good.len();
+    good.sort_unstable();
+    good.dedup();
+    if count > 0 {
+        findings.push(Finding::ok("kernels", format!("{count} nodes with Linux {}", good.join(", "))));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::warning("kernels", "the cluster has no node", "weft-node starts where one appears"));
+    }
+    findings
+}
+
+fn pod_security(facts: &ClusterFacts) -> Option<Finding> {
+    let level = facts.own_namespace_enforces.as_deref()?;
+    (level != "privileged").then(|| {
+        Finding::error(
+            "Pod Security",
+            format!("the namespace weft-system enforces {level:?}, which forbids the node proxies"),
+            "kubectl label --overwrite namespace weft-system pod-security.kubernetes.io/enforce=privileged",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::finding::Level;
+    use super::*;
+
+    fn node(name: &str, os: &str, kernel: &str) -> Node {
+        let info = json!({"operatingSystem": os, "kernelVersion": kernel, "architecture": "", "bootID": "",
+            "containerRuntimeVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+            "osImage": "", "systemUUID": ""});
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": {"nodeInfo": info}})).unwrap()
+    }
+
+    fn good() -> ClusterFacts {
+        ClusterFacts {
+            server: "https://api/".into(),
+            server_version: (1, 36),
+            permissions: vec![Permission { what: "create namespaces".into(), allowed: true }],
+            definitions: [(ROUTES.to_owned(), vec!["v1".to_owned()])].into(),
+            workloads: vec![("kube-system".into(), "calico-node".into())],
+            nodes: vec![node("a", "linux", "5.15.0-91-generic"), node("b", "linux", "6.1.0")],
+            ..ClusterFacts::default()
+        }
+    }
+
+    #[test]
+    fn a_fitting_cluster_has_no_fault() {
+        let findings = judge(&good());
+        assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
+        let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(text.contains(&"ok       kernels: 2 nodes with Linux 5.15.0-91-generic, 6.1.0".to_owned()), "{text:?}");
+    }
+
+    #[test]
+    fn each_fault_is_named_with_what_to_do() {
+        type Spoil = fn(&mut ClusterFacts);
+        let cases: [(Spoil, Level, &str); 10] = [
+            (|f| f.server_version = (1, 29), Level::Error, "needs 1.30 or later"),
+            (|f| f.permissions[0].allowed = false, Level::Error, "you may not create namespaces; ask"),
+            (|f| f.definitions.clear(), Level::Warning, "its kinds are not installed"),
+            (|f| f.definitions.values_mut().for_each(|v| v[0] = "v1beta1".into()), Level::Warning, "v1beta1 only"),
+            (|f| f.workloads.push(("i".into(), "ztunnel".into())), Level::Warning, "ambient mode is installed (i/ztunnel)"),
+            (|f| f.namespaces_in_two_meshes.push("shop".into()), Level::Error, "namespace shop is in Weft and"),
+            (|f| drop(f.cilium.insert("sockops-enable".into(), "true".into())), Level::Warning, "sockops are on"),
+            (|f| drop(f.cilium.insert("bpf-lb-sock".into(), "true".into())), Level::Error, "hostNamespaceOnly=true"),
+            (|f| f.nodes.push(node("old", "linux", "5.4.0")), Level::Error, "node old: Linux 5.4.0; weft-node needs 5.15"),
+            (|f| f.own_namespace_enforces = Some("baseline".into()), Level::Error, "enforces \"baseline\""),
+        ];
+        for (spoil, level, part) in cases {
+            let mut facts = good();
+            spoil(&mut facts);
+            let findings = judge(&facts);
+            let told = findings.iter().find(|finding| finding.to_string().contains(part));
+            assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
+        }
+    }
+
+    #[test]
+    fn kernel_versions_are_read_as_distributions_write_them() {
+        for (text, version) in
+            [("5.15.0-91-generic", Some((5, 15))), ("6.18.44-fc-v657", Some((6, 18))), ("4.18", Some((4, 18))), ("x", None)]
+        {
+            assert_eq!(kernel(text), version, "{text}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Gathers what `weft check` judges. It decides nothing; what the user may not read is noted and left out.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use futures_util::future::join_all;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::Value;
+
+use super::super::manifest::{self, Images};
+use super::super::readiness::{self, Progress, Workload};
+use super::super::sources;
+use super::super::words::{Words as _, is_missing};
+use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL};
+
+/// A verb on a resource of a group, in Weft's namespace or in all.
+const PERMISSIONS: [(&str, &str, &str, bool); 12] = [
+    ("patch", "apiextensions.k8s.io", "customresourcedefinitions", false),
+    ("delete", "apiextensions.k8s.io", "customresourcedefinitions", false),
+    ("patch", "", "namespaces", false),
+    ("delete", "", "namespaces", false),
+    ("patch", "rbac.authorization.k8s.io", "clusterroles", false),
+    ("patch", "rbac.authorization.k8s.io", "clusterrolebindings", false),
+    ("patch", "rbac.authorization.k8s.io", "roles", true),
+    ("patch", "apps", "deployments", true),
+    ("patch", "apps", "daemonsets", true),
+    ("delete", "apps", "daemonsets", true),
+    ("create", "", "pods/exec", true),
+    ("list", "", "nodes", false),
+];
+const ROUTES: &str = "httproutes.gateway.networking.k8s.io";
+
+#[derive(Debug)]
+pub(super) struct Permission {
+    pub(super) what: String,
+    pub(super) allowed: bool,
+}
+
+/// What there is before Weft.
+#[derive(Debug, Default)]
+pub(super) struct ClusterFacts {
+    pub(super) server: String,
+    /// Major, minor.
+    pub(super) server_version: (u32, u32),
+    pub(super) permissions: Vec<Permission>,
+    /// Served versions of kinds that are of interest.
+    pub(super) definitions: BTreeMap<String, Vec<String>>,
+    /// Namespace and name of every DaemonSet and Deployment.
+    pub(super) workloads: Vec<(String, String)>,
+    /// Cilium's settings, if it is there.
+    pub(super) cilium: BTreeMap<String, String>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) namespaces_in_two_meshes: Vec<String>,
+    /// The level of Pod Security that weft-system enforces, if it is there and enforces one.
+    pub(super) own_namespace_enforces: Option<String>,
+}
+
+pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
+    let client = &cluster.client;
+    let version = client.apiserver_version().await.doing(&format!("ask {} for its version", cluster.server))?;
+    // Some add a plus sign: "32+".
+    let number = |text: &str| text.trim_end_matches('+').parse().unwrap_or(0);
+    let mut facts = ClusterFacts {
+        server: cluster.server.clone(),
+        server_version: (number(&version.major), number(&version.minor)),
+        permissions: permissions(client).await?,
+        ..ClusterFacts::default()
+    };
+    if let Some(definition) = read::<CustomResourceDefinition>(Api::all(client.clone()), ROUTES).await? {
+        let served = definition.spec.versions.into_iter().filter(|version| version.served);
+        facts.definitions.insert(ROUTES.into(), served.map(|version| version.name).collect());
+    }
+    facts.workloads = names::<DaemonSet>(client).await?;
+    facts.workloads.extend(names::<Deployment>(client).await?);
+    let cilium = Api::<ConfigMap>::namespaced(client.clone(), "kube-system");
+    facts.cilium = read(cilium, "cilium-config").await?.and_then(|map| map.data).unwrap_or_default();
+    facts.nodes = list::<Node>(client).await?;
+    for namespace in list::<Namespace>(client).await? {
+        let label = |key: &str| namespace.labels().get(key).map(String::as_str);
+        if namespace.name_any() == NAMESPACE {
+            facts.own_namespace_enforces = label("pod-security.kubernetes.io/enforce").map(str::to_owned);
+        }
+        let other = label("istio-injection") == Some("enabled")
+            || matches!(label("istio.io/dataplane-mode"), Some(mode) if mode != "none")
+            || namespace.annotations().get("linkerd.io/inject").is_some_and(|value| value == "enabled");
+        if other && label("weft.dev/mesh") == Some("enabled") {
+            facts.namespaces_in_two_meshes.push(namespace.name_any());
+        }
+    }
+    Ok(facts)
+}
+
+/// None: it is not there, or its kind is not, or the user may not read it.
+async fn read<K>(api: Api<K>, name: &str) -> Result<Option<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    match api.get(name).await {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if is_missing(&error) || is_forbidden(&error) => Ok(None),
+        Err(error) => Err(error).doing(&format!("read {name}")),
+    }
+}
+
+fn is_forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403)
+}
+
+/// Empty where the user may not list them: the finding about permissions says so.
+async fn list<K>(client: &Client) -> Result<Vec<K>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(error) if is_forbidden(&error) => Ok(Vec::new()),
+        Err(error) => Err(error).doing(&format!("list {}", K::plural(&()))),
+    }
+}
+
+async fn names<K>(client: &Client) -> Result<Vec<(String, String)>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    match Api::<K>::all(client.clone()).list_metadata(&ListParams::default()).await {
+        Ok(list) => {
+            let of = |object: kube::core::PartialObjectMeta<K>| {
+                (object.namespace().unwrap_or_default(), object.name_any())
+            };
+            Ok(list.items.into_iter().map(of).collect())
+        }
+        Err(error) if is_forbidden(&error) => Ok(Vec::new()),
+        Err(error) => Err(error).doing(&format!("list {}", K::plural(&()))),
+    }
+}
+
+async fn permissions(client: &Client) -> Result<Vec<Permission>> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let ask = |(verb, group, resource, namespaced): (&str, &str, &str, bool)| {
+        let (name, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let attributes = ResourceAttributes {
+            verb: Some(verb.into()),
+            group: Some(group.into()),
+            resource: Some(name.into()),
+            subresource: Some(subresource.into()),
+            namespace: namespaced.then(|| NAMESPACE.into()),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
+            ..Default::default()
+        };
+        let what = format!("{verb} {resource}{}", if namespaced { " in weft-system" } else { "" });
+        let reviews = &reviews;
+        async move {
+            let answer = reviews.create(&PostParams::default(), &review).await.doing("ask what you may do")?;
+            Ok(Permission { what, allowed: answer.status.is_some_and(|status| status.allowed) })
+        }
+    };
+    join_all(PERMISSIONS.map(ask)).await.into_iter().collect()
+}
+
+/// One of Weft's two workloads.
+#[derive(Debug)]
+pub(super) struct WorkloadFacts {
+    pub(super) progress: Progress,
+    /// As the manifest labelled it.
+    pub(super) version: String,
+    /// A line for each pod that is not ready.
+    pub(super) unready: Vec<String>,
+    /// What each of its pods answered on `/status`, by pod or node.
+    pub(super) answers: Vec<(String, Result<Value, String>)>,
+}
+
+/// Weft itself.
+#[derive(Debug)]
+pub(super) struct InstalledFacts {
+    pub(super) now_unix_s: u64,
+    /// None: it is not there.
+    pub(super) control: Option<WorkloadFacts>,
+    pub(super) node: Option<WorkloadFacts>,
+    /// Schedulable Linux nodes without a weft-node.
+    pub(super) nodes_without: Vec<String>,
+    /// The definitions of this version: whether the cluster's are the same; None: not there.
+    pub(super) definitions: Vec<(String, Option<bool>)>,
+    /// Who writes status, and how long ago that was renewed.
+    pub(super) leader: Option<(String, u64)>,
+    /// PEM.
+    pub(super) trust_bundle: Option<String>,
+}
+
+/// None: Weft is not installed.
+pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts>> {
+    let client = &cluster.client;
+    let deployment = read(Api::<Deployment>::namespaced(client.clone(), NAMESPACE), CONTROL).await?;
+    let daemon_set = read(Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE), NODE).await?;
+    if deployment.is_none() && daemon_set.is_none() {
+        return Ok(None);
+    }
+    let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let control = match deployment {
+        Some(object) => {
+            let progress = readiness::deployment(&object);
+            Some(workload(cluster, Workload::Control, progress, object.labels()).await?)
+        }
+        None => None,
+    };
+    let node = match daemon_set {
+        Some(object) => {
+            let progress = readiness::daemon_set(&object);
+            Some(workload(cluster, Workload::Node, progress, object.labels()).await?)
+        }
+        None => None,
+    };
+    let lease = read(Api::<Lease>::namespaced(client.clone(), NAMESPACE), CONTROL).await?;
+    let leader = lease.and_then(|lease| lease.spec).and_then(|spec| {
+        let renewed = u64::try_from(spec.renew_time?.0.as_second()).unwrap_or(0);
+        Some((spec.holder_identity?, now_unix_s.saturating_sub(renewed)))
+    });
+    let bundle = read(Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE), "weft-trust-bundle").await?;
+    Ok(Some(InstalledFacts {
+        now_unix_s,
+        control,
+        node,
+        nodes_without: nodes_without(cluster).await?,
+        definitions: definitions(client).await?,
+        leader,
+        trust_bundle: bundle.and_then(|map| map.data).and_then(|mut data| data.remove("root.pem")),
+    }))
+}
+
+async fn workload(
+    cluster: &Cluster,
+    of: Workload,
+    progress: Progress,
+    labels: &BTreeMap<String, String>,
+) -> Result<WorkloadFacts> {
+    let answers = sources::answers(cluster, of, "/status").await?;
+    let told = |answer: sources::Answer| (answer.name, answer.value.map_err(|error| format!("{error:#}")));
+    Ok(WorkloadFacts {
+        progress,
+        version: labels.get(VERSION_LABEL).cloned().unwrap_or_default(),
+        unready: readiness::unready(cluster, of).await?,
+        answers: answers.into_iter().map(told).collect(),
+    })
+}
+
+async fn nodes_without(cluster: &Cluster) -> Result<Vec<String>> {
+    let pods = readiness::pods(cluster, Workload::Node).await?;
+    let served: Vec<&str> = pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
+    let nodes = list::<Node>(&cluster.client).await?;
+    let linux = |node: &Node| {
+        let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+        info.is_none_or(|info| info.operating_system == "linux")
+    };
+    let names = nodes.iter().filter(|node| linux(node)).map(kube::ResourceExt::name_any);
+    Ok(names.filter(|name| !served.contains(&name.as_str())).collect())
+}
+
+/// Compared is what matters to users: the schemas.
+async fn definitions(client: &Client) -> Result<Vec<(String, Option<bool>)>> {
+    let mut all = Vec::new();
+    for object in manifest::objects(&manifest::text(&Images::default())?)? {
+        if manifest::kind(&object) != "CustomResourceDefinition" {
+            continue;
+        }
+        let name = manifest::name(&object);
+        let found = read::<CustomResourceDefinition>(Api::all(client.clone()), name).await?;
+        let own: CustomResourceDefinition = serde_json::from_value(serde_json::to_value(&object)?)?;
+        let schemas = |definition: &CustomResourceDefinition| -> Vec<_> {
+            let versions = definition.spec.versions.iter();
+            versions.map(|version| (version.name.clone(), version.schema.clone())).collect()
+        };
+        all.push((name.to_owned(), found.map(|found| schemas(&found) == schemas(&own))));
+    }
+    Ok(all)
+}

@@ -1,0 +1,56 @@
+//! `weft check`: what is wrong, or would be, in words. Facts are gathered here; judging them is pure (`before`, `after`).
+
+mod after;
+mod before;
+mod facts;
+mod finding;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+pub(super) use finding::Level;
+use finding::Finding;
+
+use super::{Cluster, Target, block_on};
+use crate::Format;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Where Weft is not installed it looks at what an installation needs: the API server, your permissions, the Gateway API, other \
+meshes, the nodes' kernels. Where it is, also at Weft itself: versions, coverage of nodes, refused configuration, certificates, \
+what the nodes' kernels offer, the order of CNI plugins.
+
+Each line is `ok`, `warning` or `error`, what was looked at, and what to do. The exit code is 1 if there is an error.")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// Whether nothing is wrong.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    block_on(async {
+        let cluster = arguments.target.connect().await?;
+        let mut findings = before(&cluster).await?;
+        match facts::installed(&cluster).await? {
+            Some(facts) => findings.extend(after::judge(&facts)),
+            None => findings.push(Finding::ok("weft", "is not installed")),
+        }
+        match arguments.output {
+            Format::Table => findings.iter().for_each(|finding| println!("{finding}")),
+            Format::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        }
+        Ok(findings.iter().all(|finding| finding.level != Level::Error))
+    })
+}
+
+/// What an installation needs.
+pub(super) async fn before(cluster: &Cluster) -> Result<Vec<Finding>> {
+    let facts = facts::cluster(cluster).await?;
+    let findings = before::judge(&facts);
+    if findings.is_empty() {
+        bail!("nothing could be looked at");
+    }
+    Ok(findings)
+}

@@ -1,0 +1,180 @@
+//! `weft uninstall`: the nodes first, because each must take its hooks away itself; then everything else.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
+
+use super::manifest::{self, Images, kind, name};
+use super::readiness::{Workload, pods};
+use super::words::{Words as _, is_missing};
+use super::{Cluster, NAMESPACE, PART_OF, Target};
+
+/// How often the API server is asked.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// What weft-control made itself, besides what was applied.
+const MADE_BY_CONTROL: [(&str, &str, &str, &str); 3] = [
+    ("", "v1", "Secret", "weft-ca"),
+    ("", "v1", "ConfigMap", "weft-trust-bundle"),
+    ("coordination.k8s.io", "v1", "Lease", "weft-control"),
+];
+const TRUST_BUNDLE: &str = "weft.dev:mesh:root";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The order: weft-node, and with it on every node the hooks, maps, the CNI plugin and its entry; then weft-control, its authority's \
+key, the roles, the namespace weft-system and, unless --keep-crds says otherwise, the kinds weft.dev with every policy of theirs. \
+Pods go on running; their connections through the mesh end, and new ones bypass it.")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    /// Leave the kinds AuthorizationPolicy and TrafficPolicy, and so everybody's policies
+    #[arg(long)]
+    keep_crds: bool,
+    /// How long the nodes may take to clean up, and the rest to disappear
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    wait_seconds: u64,
+}
+
+pub(super) async fn run(arguments: &Arguments) -> Result<()> {
+    let cluster = arguments.target.connect().await?;
+    println!("cluster {}", cluster.server);
+    let wait_max = Duration::from_secs(arguments.wait_seconds);
+    let mut objects = manifest::objects(&manifest::text(&Images::default())?)?;
+    if arguments.keep_crds {
+        objects.retain(|object| kind(object) != "CustomResourceDefinition");
+    }
+    // Also kinds that this version does not make, and another one did.
+    let nodes = objects.iter().position(|object| kind(object) == "DaemonSet");
+    let nodes = nodes.map(|at| objects.remove(at));
+    if let Some(nodes) = &nodes
+        && remove(&cluster, nodes).await?
+    {
+        nodes_gone(&cluster, wait_max).await?;
+    }
+    for (group, version, of_kind, name) in MADE_BY_CONTROL {
+        objects.push(bare(group, version, of_kind, name, Some(NAMESPACE)));
+    }
+    objects.push(bare("certificates.k8s.io", "v1beta1", "ClusterTrustBundle", TRUST_BUNDLE, None));
+    // Backwards: what uses a thing goes before the thing. The Deployment goes first, so that nothing is made again.
+    objects.reverse();
+    objects.sort_by_key(|object| match kind(object) {
+        "Deployment" => 0,
+        "Namespace" => 2,
+        "CustomResourceDefinition" => 3,
+        _ => 1,
+    });
+    let mut removed = 0;
+    for object in &objects {
+        removed += usize::from(remove(&cluster, object).await?);
+    }
+    if removed == 0 && nodes.is_some() {
+        println!("nothing of Weft was installed");
+    }
+    gone(&cluster, &objects, wait_max).await?;
+    tell_what_is_left(&cluster, arguments.keep_crds).await
+}
+
+fn bare(group: &str, version: &str, kind: &str, name: &str, namespace: Option<&str>) -> DynamicObject {
+    let object = DynamicObject::new(name, &ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)));
+    match namespace {
+        Some(namespace) => object.within(namespace),
+        None => object,
+    }
+}
+
+fn api(cluster: &Cluster, object: &DynamicObject) -> Result<Api<DynamicObject>> {
+    let resource = manifest::resource(object)?;
+    Ok(match object.metadata.namespace.as_deref() {
+        Some(namespace) => Api::namespaced_with(cluster.client.clone(), namespace, &resource),
+        None => Api::all_with(cluster.client.clone(), &resource),
+    })
+}
+
+/// Whether it was there. Its dependents are gone before it is.
+async fn remove(cluster: &Cluster, object: &DynamicObject) -> Result<bool> {
+    let shown = format!("{} {}", kind(object), name(object));
+    match api(cluster, object)?.delete(name(object), &DeleteParams::foreground()).await {
+        Ok(_) => {
+            println!("deleted {shown}");
+            Ok(true)
+        }
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error).doing(&format!("delete {shown}")),
+    }
+}
+
+/// Each weft-node cleans up its node when it ends; its pod is there until it has.
+async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
+    let started = Instant::now();
+    let mut shown = BTreeSet::new();
+    loop {
+        let waiting: BTreeSet<String> = pods(cluster, Workload::Node)
+            .await?
+            .iter()
+            .filter_map(|pod| pod.spec.as_ref()?.node_name.clone())
+            .collect();
+        if waiting.is_empty() {
+            println!("every node has removed its hooks, maps and CNI entry");
+            return Ok(());
+        }
+        let nodes = waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if started.elapsed() > wait_max {
+            bail!(
+                "weft-node has not ended on {nodes}; everything else is still there. A node that is down keeps its hooks \
+                 until it restarts; if it is gone for good, delete it and run this again"
+            );
+        }
+        if waiting != shown {
+            println!("waiting for weft-node to clean up on {nodes}");
+            shown = waiting;
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+async fn gone(cluster: &Cluster, objects: &[DynamicObject], wait_max: Duration) -> Result<()> {
+    let started = Instant::now();
+    for object in objects {
+        let api = api(cluster, object)?;
+        // A kind that is gone answers as an object that is.
+        while let Some(found) = match api.get_opt(name(object)).await {
+            Err(error) if is_missing(&error) => None,
+            other => other.doing(&format!("read {} {}", kind(object), name(object)))?,
+        } {
+            if started.elapsed() > wait_max {
+                let finalizers = found.metadata.finalizers.unwrap_or_default().join(", ");
+                bail!("{} {} does not disappear (finalizers: {finalizers})", kind(object), name(object));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+    Ok(())
+}
+
+/// What somebody else made for Weft, or Weft cannot take away.
+async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let labelled = namespaces.list(&ListParams::default().labels("weft.dev/mesh")).await.doing("list namespaces")?;
+    let names: Vec<String> = labelled.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect();
+    if !names.is_empty() {
+        println!("left: the label weft.dev/mesh of the namespaces {} (without effect now)", names.join(", "));
+    }
+    if keep_crds {
+        println!("left: the kinds weft.dev and their objects, as --keep-crds says");
+    }
+    for resource in ["ClusterRole", "ClusterRoleBinding"] {
+        let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", resource);
+        let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&gvk));
+        for object in api.list(&ListParams::default().labels(PART_OF)).await.doing(&format!("list {resource}s"))? {
+            println!("left: {resource} {}, which this version of Weft did not make", name(&object));
+        }
+    }
+    println!("Weft is uninstalled");
+    Ok(())
+}
