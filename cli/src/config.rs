@@ -38,13 +38,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (node, answer) = match arguments.mesh.choose()? {
         Chosen::Cluster(target) => kubernetes::cluster_config(target, namespace, pod)?,
         Chosen::Lab(lab) => {
-            let path = format!("/pod?namespace={namespace}&name={pod}");
-            let asked = lab.nodes().into_iter().map(|node| (lab.node_admin(&node).json(&path), node));
+            let path = format!("/pod/{namespace}/{pod}");
             let mut found = None;
-            for (answer, node) in asked {
-                let answer = answer.with_context(|| node.clone())?;
-                if answer["local"] == true {
-                    found = Some((node, answer));
+            for node in lab.nodes() {
+                let (status, body) = lab.node_admin(&node).fetch(&path).with_context(|| node.clone())?;
+                if status == 200 {
+                    found = Some((node, serde_json::from_str(&body)?));
                 }
             }
             let Some(found) = found else { bail!("no node of the lab has a pod {namespace}/{pod}") };
@@ -112,4 +111,48 @@ fn shown(node: &str, answer: &Value) -> String {
         table.lines().for_each(|line| drop(writeln!(out, "  {line}")));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pods_configuration_reads_from_its_identity_to_the_endpoints() {
+        let answer = json!({
+            "revision": 7, "identity": "spiffe://cluster.local/ns/shop/sa/web", "mtls": "strict",
+            "policies": ["shop/only-front (Allow)"],
+            "pod": {"namespace": "shop", "name": "web", "state": "enrolled", "reason": null, "ips": ["10.0.0.2"]},
+            "services": [{"name": "shop/db", "addresses": ["10.96.0.9"], "traffic_policy": null,
+                "ports": [{"port": 5432, "name": "sql", "protocol": "tcp"}],
+                "routes": [],
+                "endpoints": [{"address": "10.0.0.3", "workload": "shop/db-0", "node": "node2", "state": "ready"}]}],
+        });
+        assert_eq!(
+            shown("node1", &answer),
+            "\
+shop/web on node1  revision 7
+  state        enrolled
+  identity     spiffe://cluster.local/ns/shop/sa/web
+  addresses    10.0.0.2
+  mutual TLS   strict
+  policies     shop/only-front (Allow)
+
+service shop/db  10.96.0.9
+  port 5432 tcp
+  ENDPOINT  POD        NODE   STATE
+  10.0.0.3  shop/db-0  node2  ready
+"
+        );
+    }
+
+    #[test]
+    fn a_pod_is_named_with_its_namespace() {
+        assert_eq!(parse_pod("shop/web-1"), Ok(("shop".into(), "web-1".into())));
+        for wrong in ["web", "/web", "shop/", "shop/we b", "a/b/c", "shop/../x"] {
+            assert!(parse_pod(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -59,7 +59,9 @@ fn asked(arguments: &Arguments) -> Result<Vec<(String, Result<Value>)>> {
     match arguments.mesh.choose()? {
         Chosen::Lab(lab) => {
             let mut all = vec![("control".to_owned(), lab.control_admin().json("/status"))];
-            all.extend(lab.nodes().into_iter().map(|node| (node.clone(), lab.node_admin(&node).json("/status"))));
+            all.extend(
+                lab.nodes().into_iter().map(|node| (node.clone(), lab.node_admin(&node).json("/status"))),
+            );
             Ok(all)
         }
         Chosen::Cluster(target) => {

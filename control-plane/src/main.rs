@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use weft_control::settings::Settings;
+use weft_control::admin::ask;
+use weft_control::settings::{AdminAddress, Settings, parse_admin};
 use weft_control::source::kinds::crds;
 
 #[derive(Parser)]
@@ -25,6 +26,17 @@ enum Command {
         /// Write a file for each into this directory instead
         #[arg(long)]
         directory: Option<PathBuf>,
+    },
+    /// Print a page of the admin endpoint of the running weft-control
+    #[command(
+        after_help = "Exit code 1 and the text on stderr where the page says that something is wrong, as /readyz may."
+    )]
+    Admin {
+        /// The page, such as /status, /metrics or /readyz
+        page: String,
+        /// Where the endpoint listens [default: unix:/run/weft/admin.sock if it is there, else 127.0.0.1:15014]
+        #[arg(long, env = "WEFT_ADMIN", value_parser = parse_admin)]
+        admin: Option<AdminAddress>,
     },
 }
 
@@ -46,8 +58,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let Arguments { command, settings } = Arguments::parse();
-    if let Some(Command::Crds { directory }) = command {
-        return print_crds(directory);
+    match command {
+        Some(Command::Crds { directory }) => return print_crds(directory),
+        Some(Command::Admin { page, admin }) => {
+            let address = admin.unwrap_or_else(ask::default_address);
+            print!("{}", ask::ask(&address, &page).with_context(|| page)?);
+            return Ok(());
+        }
+        None => {}
     }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

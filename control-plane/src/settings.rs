@@ -83,7 +83,7 @@ pub enum AdminAddress {
     Loopback(SocketAddr),
 }
 
-fn parse_admin(text: &str) -> Result<AdminAddress, String> {
+pub fn parse_admin(text: &str) -> Result<AdminAddress, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return Ok(AdminAddress::Unix(path.into()));
     }

@@ -34,7 +34,7 @@ pub(super) async fn admin(cluster: &Cluster, pod: &str, binary: &str, path: &str
 async fn run(cluster: &Cluster, pod: &str, container: &str, command: &[&str]) -> Result<String> {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let parameters = AttachParams::default().container(container).max_stdout_buf_size(BUFFER_BYTES);
-    let mut process = pods.exec(pod, command, &parameters).await.doing("exec")?;
+    let mut process = pods.exec(pod, command.iter().copied(), &parameters).await.doing("exec")?;
     let (out, err) = (process.stdout(), process.stderr());
     let status = process.take_status();
     let (out, err) = tokio::join!(read(out), read(err));

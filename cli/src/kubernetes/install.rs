@@ -106,7 +106,9 @@ async fn preflight(cluster: &Cluster, force: bool) -> Result<()> {
     }
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
     if errors > 0 && !force {
-        bail!("nothing was installed: {errors} of the findings above are errors (--force installs nevertheless)");
+        bail!(
+            "nothing was installed: {errors} of the findings above are errors (--force installs nevertheless)"
+        );
     }
     Ok(())
 }
@@ -129,7 +131,8 @@ async fn served(cluster: &Cluster, definition: &str) -> Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let started = Instant::now();
     loop {
-        let found = api.get(definition).await.doing(&format!("read CustomResourceDefinition {definition}"))?;
+        let found =
+            api.get(definition).await.doing(&format!("read CustomResourceDefinition {definition}"))?;
         let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
         if conditions.iter().any(|c| c.type_ == "Established" && c.status == "True") {
             return Ok(());

@@ -34,7 +34,8 @@ pub(super) fn text(images: &Images) -> Result<String> {
     ensure!(usable(&images.tag, "._-"), "--tag {:?} is not a tag", images.tag);
     let mut text = TEXT.to_owned();
     for name in [super::CONTROL, super::NODE] {
-        let (from, to) = (format!("{REGISTRY}/{name}:{TAG}"), format!("{}/{name}:{}", images.registry, images.tag));
+        let (from, to) =
+            (format!("{REGISTRY}/{name}:{TAG}"), format!("{}/{name}:{}", images.registry, images.tag));
         text = text.replace(&from, &to);
     }
     Ok(text)
@@ -93,9 +94,9 @@ mod tests {
         let images = Images { registry: "mirror:5000/mesh".into(), tag: "next".into() };
         let objects = objects(&text(&images).unwrap()).unwrap();
         for name_of in [CONTROL, NODE] {
-            let found = objects
-                .iter()
-                .find(|object| name(object) == name_of && ["Deployment", "DaemonSet"].contains(&kind(object)));
+            let found = objects.iter().find(|object| {
+                name(object) == name_of && ["Deployment", "DaemonSet"].contains(&kind(object))
+            });
             assert_eq!(container(found.unwrap())["image"], format!("mirror:5000/mesh/{name_of}:next"));
         }
         assert!(text(&Images { tag: "a b".into(), ..images }).is_err());
@@ -121,7 +122,9 @@ mod tests {
         for workload in workloads {
             let context = &container(workload)["securityContext"];
             assert!(context["privileged"].is_null() && context["readOnlyRootFilesystem"] == true);
-            assert!(context["allowPrivilegeEscalation"] == false && context["capabilities"]["drop"][0] == "ALL");
+            assert!(
+                context["allowPrivilegeEscalation"] == false && context["capabilities"]["drop"][0] == "ALL"
+            );
             let pod = &workload.data["spec"]["template"]["spec"]["securityContext"];
             assert_eq!(pod["seccompProfile"]["type"], "RuntimeDefault");
         }

@@ -65,7 +65,8 @@ impl Target {
         let mut config = self.config().await?;
         config.connect_timeout = Some(CONNECT_WAIT_MAX);
         let server = config.cluster_url.to_string();
-        let client = Client::try_from(config).with_context(|| format!("the kubeconfig's entry for {server}"))?;
+        let client =
+            Client::try_from(config).with_context(|| format!("the kubeconfig's entry for {server}"))?;
         Ok(Cluster { client, server })
     }
 
@@ -98,8 +99,7 @@ impl Target {
 }
 
 const NAME_ONE: &str = "name one with --kubeconfig <file> or $KUBECONFIG";
-const NO_KUBECONFIG: &str =
-    "no kubeconfig: neither --kubeconfig, nor $KUBECONFIG, nor ~/.kube/config is there, and this is no pod of a cluster";
+const NO_KUBECONFIG: &str = "no kubeconfig: neither --kubeconfig, nor $KUBECONFIG, nor ~/.kube/config is there, and this is no pod of a cluster";
 
 /// Runs one command against a cluster.
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

@@ -62,11 +62,7 @@ pub(super) fn daemon_set(object: &DaemonSet) -> Progress {
     let wanted = status.desired_number_scheduled;
     let (updated, available) =
         (status.updated_number_scheduled.unwrap_or(0), status.number_available.unwrap_or(0));
-    Progress {
-        wanted,
-        ready: updated.min(available),
-        done: seen && updated >= wanted && available >= wanted,
-    }
+    Progress { wanted, ready: updated.min(available), done: seen && updated >= wanted && available >= wanted }
 }
 
 pub(super) fn is_ready(pod: &Pod) -> bool {
@@ -83,9 +79,14 @@ pub(super) fn why_not_ready(pod: &Pod, events: &[Event]) -> String {
     }
     let containers = status.container_statuses.iter().flatten();
     let trouble = containers.clone().find_map(stopped);
-    let warning = events.iter().filter(|event| event.type_.as_deref() == Some("Warning")).max_by_key(|event| {
-        event.last_timestamp.as_ref().map(|time| time.0).or(event.metadata.creation_timestamp.as_ref().map(|t| t.0))
-    });
+    let warning =
+        events.iter().filter(|event| event.type_.as_deref() == Some("Warning")).max_by_key(|event| {
+            event.last_timestamp.as_ref().map(|time| time.0).or(event
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|t| t.0))
+        });
     let warned = warning.and_then(|event| event.message.clone());
     match (trouble, warned) {
         (Some(trouble), Some(warned)) => format!("{trouble}; {warned}"),
@@ -200,9 +201,13 @@ mod tests {
 
     #[test]
     fn a_rollout_is_done_when_every_pod_is_of_this_version_and_available() {
-        for (observed, replicas, updated, available, done) in
-            [(2, 2, 2, 2, true), (1, 2, 2, 2, false), (2, 3, 2, 2, false), (2, 2, 1, 2, false), (2, 2, 2, 1, false)]
-        {
+        for (observed, replicas, updated, available, done) in [
+            (2, 2, 2, 2, true),
+            (1, 2, 2, 2, false),
+            (2, 3, 2, 2, false),
+            (2, 2, 1, 2, false),
+            (2, 2, 2, 1, false),
+        ] {
             let object = of(json!({
                 "metadata": {"generation": 2}, "spec": {"replicas": 2, "selector": {}, "template": {}},
                 "status": {"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated,

@@ -28,7 +28,10 @@ pub(crate) fn cluster_statuses(target: &Target) -> Result<(String, Vec<(String, 
         let mut all = answers(&cluster, Workload::Control, "/status").await?;
         all.extend(answers(&cluster, Workload::Node, "/status").await?);
         if all.is_empty() {
-            bail!("Weft is not installed on {}: no pod of it is in {NAMESPACE}; see `weft install`", cluster.server);
+            bail!(
+                "Weft is not installed on {}: no pod of it is in {NAMESPACE}; see `weft install`",
+                cluster.server
+            );
         }
         Ok((cluster.server, all.into_iter().map(|answer| (answer.name, answer.value)).collect()))
     })
@@ -40,18 +43,19 @@ pub(crate) fn cluster_config(target: &Target, namespace: &str, pod: &str) -> Res
         let cluster = target.connect().await?;
         let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
         let found = match api.get(pod).await {
-            Err(error) if is_missing(&error) => bail!("there is no pod {namespace}/{pod} on {}", cluster.server),
+            Err(error) if is_missing(&error) => {
+                bail!("there is no pod {namespace}/{pod} on {}", cluster.server)
+            }
             other => other.doing(&format!("read pod {namespace}/{pod}"))?,
         };
         let Some(node) = found.spec.and_then(|spec| spec.node_name) else {
             bail!("the pod {namespace}/{pod} is not scheduled to a node yet");
         };
         let proxies = pods(&cluster, Workload::Node).await?;
-        let proxy = proxies
-            .iter()
-            .find(|proxy| on_node(proxy) == Some(&node))
-            .ok_or_else(|| anyhow!("no weft-node runs on {node}, where {namespace}/{pod} is; see `weft check`"))?;
-        let path = format!("/pod?namespace={namespace}&name={pod}");
+        let proxy = proxies.iter().find(|proxy| on_node(proxy) == Some(&node)).ok_or_else(|| {
+            anyhow!("no weft-node runs on {node}, where {namespace}/{pod} is; see `weft check`")
+        })?;
+        let path = format!("/pod/{namespace}/{pod}");
         let answer = exec::admin(&cluster, &pod_name(proxy), Workload::Node.name(), &path).await?;
         Ok((node, answer))
     })

@@ -81,7 +81,8 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn bare(group: &str, version: &str, kind: &str, name: &str, namespace: Option<&str>) -> DynamicObject {
-    let object = DynamicObject::new(name, &ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)));
+    let object =
+        DynamicObject::new(name, &ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind)));
     match namespace {
         Some(namespace) => object.within(namespace),
         None => object,
@@ -160,8 +161,10 @@ async fn gone(cluster: &Cluster, objects: &[DynamicObject], wait_max: Duration) 
 /// What somebody else made for Weft, or Weft cannot take away.
 async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
-    let labelled = namespaces.list(&ListParams::default().labels("weft.dev/mesh")).await.doing("list namespaces")?;
-    let names: Vec<String> = labelled.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect();
+    let labelled =
+        namespaces.list(&ListParams::default().labels("weft.dev/mesh")).await.doing("list namespaces")?;
+    let names: Vec<String> =
+        labelled.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect();
     if !names.is_empty() {
         println!("left: the label weft.dev/mesh of the namespaces {} (without effect now)", names.join(", "));
     }
@@ -171,7 +174,9 @@ async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
     for resource in ["ClusterRole", "ClusterRoleBinding"] {
         let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", resource);
         let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &ApiResource::from_gvk(&gvk));
-        for object in api.list(&ListParams::default().labels(PART_OF)).await.doing(&format!("list {resource}s"))? {
+        for object in
+            api.list(&ListParams::default().labels(PART_OF)).await.doing(&format!("list {resource}s"))?
+        {
             println!("left: {resource} {}, which this version of Weft did not make", name(&object));
         }
     }

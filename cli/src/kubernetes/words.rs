@@ -63,7 +63,10 @@ mod tests {
     #[test]
     fn an_error_says_what_was_tried_and_why_it_did_not_work() {
         let cases = [
-            (api(403, "pods is forbidden: User \"a\" cannot list"), "not allowed to: pods is forbidden: User"),
+            (
+                api(403, "pods is forbidden: User \"a\" cannot list"),
+                "not allowed to: pods is forbidden: User",
+            ),
             (api(401, "Unauthorized"), "does not accept these credentials"),
             (api(500, "etcd is away"), "cannot list pods: etcd is away"),
             (Error::Service("no route to host".into()), "cannot be reached: no route to host"),

@@ -2,6 +2,7 @@
 //!
 //! Reads, never changes. No join token and no key is in any answer.
 
+pub mod ask;
 mod metrics;
 
 use std::convert::Infallible;

@@ -1,4 +1,6 @@
 //! What Weft says of itself. Pure: facts in, findings out.
+//!
+//! Answers of `/status` are read leniently: those of another version lack some fields.
 
 use serde_json::Value;
 use x509_parser::pem::Pem;
@@ -105,7 +107,9 @@ fn definitions(facts: &InstalledFacts) -> Vec<Finding> {
 fn leader(facts: &InstalledFacts) -> Finding {
     let remedy = "status of routes and policies is not written; see the log of weft-control";
     match &facts.leader {
-        Some((holder, age_s)) if *age_s <= LEASE_SECONDS_MAX => Finding::ok("leader", format!("{holder} writes status")),
+        Some((holder, age_s)) if *age_s <= LEASE_SECONDS_MAX => {
+            Finding::ok("leader", format!("{holder} writes status"))
+        }
         Some((holder, age_s)) => {
             Finding::warning("leader", format!("{holder} has not renewed its Lease for {age_s} s"), remedy)
         }
@@ -116,7 +120,11 @@ fn leader(facts: &InstalledFacts) -> Finding {
 fn roots(facts: &InstalledFacts) -> Vec<Finding> {
     let Some(bundle) = &facts.trust_bundle else {
         let remedy = "weft-control makes it when it starts; the nodes wait for it";
-        return vec![Finding::error("trust bundle", "the ConfigMap weft-trust-bundle has no root.pem", remedy)];
+        return vec![Finding::error(
+            "trust bundle",
+            "the ConfigMap weft-trust-bundle has no root.pem",
+            remedy,
+        )];
     };
     let mut ends: Vec<u64> = Vec::new();
     for pem in Pem::iter_from_buffer(bundle.as_bytes()) {
@@ -128,12 +136,20 @@ fn roots(facts: &InstalledFacts) -> Vec<Finding> {
             Some(end) => ends.push(end),
             None => {
                 let remedy = "weft-control writes it from the Secret weft-ca: look there";
-                return vec![Finding::error("trust bundle", "holds something that is no certificate", remedy)];
+                return vec![Finding::error(
+                    "trust bundle",
+                    "holds something that is no certificate",
+                    remedy,
+                )];
             }
         }
     }
     let Some(last) = ends.iter().max() else {
-        return vec![Finding::error("trust bundle", "is empty", "see the Secret weft-ca and the log of weft-control")];
+        return vec![Finding::error(
+            "trust bundle",
+            "is empty",
+            "see the Secret weft-ca and the log of weft-control",
+        )];
     };
     let rotate = "rotate it: docs/identity.md";
     vec![match last.checked_sub(facts.now_unix_s) {
@@ -141,9 +157,10 @@ fn roots(facts: &InstalledFacts) -> Vec<Finding> {
         Some(left) if left < ROOT_LEFT_SECONDS_MIN => {
             Finding::warning("trust bundle", format!("the last root ends in {} days", left / 86_400), rotate)
         }
-        Some(left) => {
-            Finding::ok("trust bundle", format!("{} roots, the last ends in {} days", ends.len(), left / 86_400))
-        }
+        Some(left) => Finding::ok(
+            "trust bundle",
+            format!("{} roots, the last ends in {} days", ends.len(), left / 86_400),
+        ),
     }]
 }
 
@@ -197,7 +214,10 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
         error(format!("the kernel's maps cannot be read: {failure}"), "see the log of its weft-node");
     }
     if let Some(failure) = status["cni"]["error"].as_str() {
-        error(format!("the CNI plugin: {failure}"), "new pods may start outside the mesh until that is repaired");
+        error(
+            format!("the CNI plugin: {failure}"),
+            "new pods may start outside the mesh until that is repaired",
+        );
     }
     for certificate in list(&status["certificates"]) {
         let Some(end) = certificate["not_after_unix_s"].as_u64() else { continue };
@@ -206,7 +226,10 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
         if end <= now_unix_s {
             error(format!("the certificate of {identity} has expired: {why}"), "its pods are cut off");
         } else if end - now_unix_s < CERTIFICATE_LEFT_SECONDS_MIN && certificate["last_error"].is_string() {
-            error(format!("the certificate of {identity} ends in {} s: {why}", end - now_unix_s), "see weft-control's log");
+            error(
+                format!("the certificate of {identity} ends in {} s: {why}", end - now_unix_s),
+                "see weft-control's log",
+            );
         }
     }
     let stuck = |pod: &&Value| matches!(pod["state"].as_str(), Some("shut" | "failed"));
@@ -218,13 +241,20 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
         })
         .collect();
     if !pods.is_empty() {
-        error(format!("pods not set up: {}", some(&pods)), "shut: they cannot connect; failed: they bypass the mesh");
+        error(
+            format!("pods not set up: {}", some(&pods)),
+            "shut: they cannot connect; failed: they bypass the mesh",
+        );
     }
     let healthy = findings.is_empty();
     if status["control"]["connected"] != true {
         let why = status["control"]["last_error"].as_str().unwrap_or("no reason given");
         let detail = format!("is not connected to weft-control: {why}");
-        findings.push(Finding::warning(&what, detail, "traffic goes on with what is known; new pods are not"));
+        findings.push(Finding::warning(
+            &what,
+            detail,
+            "traffic goes on with what is known; new pods are not",
+        ));
     }
     if status["kernel"]["redirect"] == false {
         let detail = format!("sk_msg redirect is off: {}", text(&status["kernel"]["redirect_reason"]));
@@ -233,18 +263,19 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     if healthy {
         let kernel = text(&status["kernel_release"]);
         let enrolled = list(&status["pods"]).filter(|pod| pod["state"] == "enrolled").count();
-        findings.push(Finding::ok(&what, format!("Linux {kernel}, {enrolled} pods in the mesh{}", cni(&status["cni"]))));
+        findings.push(Finding::ok(
+            &what,
+            format!("Linux {kernel}, {enrolled} pods in the mesh{}", cni(&status["cni"])),
+        ));
     }
     findings
 }
 
-/// The order of plugins in the configuration that ours is chained into, as weft-node reports it.
+/// Which network configuration has our plugin.
 fn cni(status: &Value) -> String {
-    let plugins: Vec<&str> = list(&status["plugins"]).map(text).collect();
-    match (status["conflist"].as_str(), plugins.is_empty()) {
-        (Some(file), false) => format!(", CNI {file}: {}", plugins.join(" → ")),
-        (Some(file), true) => format!(", CNI plugin in {file}"),
-        (None, _) => String::new(),
+    match status["configuration"].as_str() {
+        Some(file) => format!(", weft-cni is the last plugin of {file}"),
+        None => String::new(),
     }
 }
 

@@ -26,7 +26,7 @@ fn node_status() -> Value {
     json!({
         "version": VERSION, "kernel_release": "6.1.0", "unready": [], "kernel": {"redirect": true, "error": null},
         "control": {"connected": true, "refused": []},
-        "cni": {"conflist": "/etc/cni/net.d/10-bridge.conflist", "plugins": ["bridge", "weft-cni"], "error": null},
+        "cni": {"installed": true, "configuration": "/etc/cni/net.d/10-bridge.conflist", "written": 1, "error": null},
         "certificates": [{"identity": "spiffe://c/ns/a/sa/b", "not_after_unix_s": NOW + 100_000, "last_error": null}],
         "pods": [{"namespace": "shop", "name": "web", "state": "enrolled", "reason": null}],
     })
@@ -62,7 +62,11 @@ fn an_installation_in_order_has_no_fault() {
     let findings = judge(&good());
     assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
     let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
-    assert!(text.iter().any(|line| line.contains("bridge → weft-cni")), "{text:?}");
+    assert!(
+        text.iter()
+            .any(|line| line.contains("weft-cni is the last plugin of /etc/cni/net.d/10-bridge.conflist")),
+        "{text:?}"
+    );
     assert!(text.iter().any(|line| line.contains("1 roots, the last ends in 3650 days")), "{text:?}");
 }
 
@@ -81,8 +85,16 @@ fn each_fault_is_named_with_what_to_do() {
             "1 of 2 ready: weft-node-x on node2: ErrImagePull",
         ),
         (|f| f.node.as_mut().unwrap().answers[0].1 = Err("no".into()), Level::Error, "does not answer: no"),
-        (|f| status_of(&mut f.node)["version"] = "0.0.1".into(), Level::Warning, "runs 0.0.1, this command is"),
-        (|f| f.control.as_mut().unwrap().version = "0.0.1".into(), Level::Warning, "was installed by \"0.0.1\""),
+        (
+            |f| status_of(&mut f.node)["version"] = "0.0.1".into(),
+            Level::Warning,
+            "runs 0.0.1, this command is",
+        ),
+        (
+            |f| f.control.as_mut().unwrap().version = "0.0.1".into(),
+            Level::Warning,
+            "was installed by \"0.0.1\"",
+        ),
         (|f| f.nodes_without.push("node9".into()), Level::Warning, "no weft-node on node9"),
         (|f| f.definitions[0].1 = Some(false), Level::Warning, "is of another version"),
         (|f| f.definitions[0].1 = None, Level::Error, "trafficpolicies.weft.dev is not there"),
@@ -92,7 +104,10 @@ fn each_fault_is_named_with_what_to_do() {
         (|f| f.trust_bundle = Some(root(-1)), Level::Error, "every root has expired"),
         (|f| f.trust_bundle = Some(root(10)), Level::Warning, "the last root ends in 10 days"),
         (
-            |f| status_of(&mut f.control)["nodes"]["node1"]["last_nack"] = json!({"refusals": ["no such port"]}),
+            |f| {
+                status_of(&mut f.control)["nodes"]["node1"]["last_nack"] =
+                    json!({"refusals": ["no such port"]})
+            },
             Level::Error,
             "node1 refused configuration: no such port",
         ),
@@ -105,7 +120,11 @@ fn each_fault_is_named_with_what_to_do() {
             "shop/HTTPRoute/a: no rule",
         ),
         (|f| status_of(&mut f.node)["unready"] = json!(["draining"]), Level::Error, "is not ready: draining"),
-        (|f| status_of(&mut f.node)["cni"] = json!({"error": "no conflist"}), Level::Error, "plugin: no conflist"),
+        (
+            |f| status_of(&mut f.node)["cni"] = json!({"error": "no conflist"}),
+            Level::Error,
+            "plugin: no conflist",
+        ),
         (
             |f| status_of(&mut f.node)["certificates"][0]["not_after_unix_s"] = (NOW - 1).into(),
             Level::Error,
@@ -120,7 +139,10 @@ fn each_fault_is_named_with_what_to_do() {
             "pods not set up: shop/web (shut): port taken",
         ),
         (
-            |f| status_of(&mut f.node)["kernel"] = json!({"redirect": false, "redirect_reason": "--redirect=off"}),
+            |f| {
+                status_of(&mut f.node)["kernel"] =
+                    json!({"redirect": false, "redirect_reason": "--redirect=off"})
+            },
             Level::Warning,
             "sk_msg redirect is off: --redirect=off",
         ),

@@ -174,7 +174,11 @@ fn kernels(nodes: &[Node]) -> Vec<Finding> {
         findings.push(Finding::ok("kernels", format!("{count} nodes with Linux {}", good.join(", "))));
     }
     if findings.is_empty() {
-        findings.push(Finding::warning("kernels", "the cluster has no node", "weft-node starts where one appears"));
+        findings.push(Finding::warning(
+            "kernels",
+            "the cluster has no node",
+            "weft-node starts where one appears",
+        ));
     }
     findings
 }
@@ -221,7 +225,10 @@ mod tests {
         let findings = judge(&good());
         assert!(findings.iter().all(|finding| finding.level == Level::Ok), "{findings:?}");
         let text: Vec<String> = findings.iter().map(ToString::to_string).collect();
-        assert!(text.contains(&"ok       kernels: 2 nodes with Linux 5.15.0-91-generic, 6.1.0".to_owned()), "{text:?}");
+        assert!(
+            text.contains(&"ok       kernels: 2 nodes with Linux 5.15.0-91-generic, 6.1.0".to_owned()),
+            "{text:?}"
+        );
     }
 
     #[test]
@@ -231,12 +238,36 @@ mod tests {
             (|f| f.server_version = (1, 29), Level::Error, "needs 1.30 or later"),
             (|f| f.permissions[0].allowed = false, Level::Error, "you may not create namespaces; ask"),
             (|f| f.definitions.clear(), Level::Warning, "its kinds are not installed"),
-            (|f| f.definitions.values_mut().for_each(|v| v[0] = "v1beta1".into()), Level::Warning, "v1beta1 only"),
-            (|f| f.workloads.push(("i".into(), "ztunnel".into())), Level::Warning, "ambient mode is installed (i/ztunnel)"),
-            (|f| f.namespaces_in_two_meshes.push("shop".into()), Level::Error, "namespace shop is in Weft and"),
-            (|f| drop(f.cilium.insert("sockops-enable".into(), "true".into())), Level::Warning, "sockops are on"),
-            (|f| drop(f.cilium.insert("bpf-lb-sock".into(), "true".into())), Level::Error, "hostNamespaceOnly=true"),
-            (|f| f.nodes.push(node("old", "linux", "5.4.0")), Level::Error, "node old: Linux 5.4.0; weft-node needs 5.15"),
+            (
+                |f| f.definitions.values_mut().for_each(|v| v[0] = "v1beta1".into()),
+                Level::Warning,
+                "v1beta1 only",
+            ),
+            (
+                |f| f.workloads.push(("i".into(), "ztunnel".into())),
+                Level::Warning,
+                "ambient mode is installed (i/ztunnel)",
+            ),
+            (
+                |f| f.namespaces_in_two_meshes.push("shop".into()),
+                Level::Error,
+                "namespace shop is in Weft and",
+            ),
+            (
+                |f| drop(f.cilium.insert("sockops-enable".into(), "true".into())),
+                Level::Warning,
+                "sockops are on",
+            ),
+            (
+                |f| drop(f.cilium.insert("bpf-lb-sock".into(), "true".into())),
+                Level::Error,
+                "hostNamespaceOnly=true",
+            ),
+            (
+                |f| f.nodes.push(node("old", "linux", "5.4.0")),
+                Level::Error,
+                "node old: Linux 5.4.0; weft-node needs 5.15",
+            ),
             (|f| f.own_namespace_enforces = Some("baseline".into()), Level::Error, "enforces \"baseline\""),
         ];
         for (spoil, level, part) in cases {
@@ -250,9 +281,12 @@ mod tests {
 
     #[test]
     fn kernel_versions_are_read_as_distributions_write_them() {
-        for (text, version) in
-            [("5.15.0-91-generic", Some((5, 15))), ("6.18.44-fc-v657", Some((6, 18))), ("4.18", Some((4, 18))), ("x", None)]
-        {
+        for (text, version) in [
+            ("5.15.0-91-generic", Some((5, 15))),
+            ("6.18.44-fc-v657", Some((6, 18))),
+            ("4.18", Some((4, 18))),
+            ("x", None),
+        ] {
             assert_eq!(kernel(text), version, "{text}");
         }
     }

@@ -66,7 +66,8 @@ pub(super) struct ClusterFacts {
 
 pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
     let client = &cluster.client;
-    let version = client.apiserver_version().await.doing(&format!("ask {} for its version", cluster.server))?;
+    let version =
+        client.apiserver_version().await.doing(&format!("ask {} for its version", cluster.server))?;
     // Some add a plus sign: "32+".
     let number = |text: &str| text.trim_end_matches('+').parse().unwrap_or(0);
     let mut facts = ClusterFacts {
@@ -162,7 +163,8 @@ async fn permissions(client: &Client) -> Result<Vec<Permission>> {
         let what = format!("{verb} {resource}{}", if namespaced { " in weft-system" } else { "" });
         let reviews = &reviews;
         async move {
-            let answer = reviews.create(&PostParams::default(), &review).await.doing("ask what you may do")?;
+            let answer =
+                reviews.create(&PostParams::default(), &review).await.doing("ask what you may do")?;
             Ok(Permission { what, allowed: answer.status.is_some_and(|status| status.allowed) })
         }
     };

@@ -8,8 +8,8 @@ mod finding;
 use anyhow::{Result, bail};
 use clap::Args;
 
-pub(super) use finding::Level;
 use finding::Finding;
+pub(super) use finding::Level;
 
 use super::{Cluster, Target, block_on};
 use crate::Format;
