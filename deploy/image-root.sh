@@ -13,7 +13,7 @@ mkdir -p "$root"/{etc/ssl/certs,run,tmp,usr/local/bin,var}
 add_libraries() {
   local listed library
   listed=$(LC_ALL=C ldd "$1" 2>&1) || {
-    case $listed in *"not a dynamic executable"*) return ;; esac
+    case $listed in *"not a dynamic executable"*) return 0 ;; esac
     echo "image-root: ldd $1: $listed" >&2
     return 1
   }

@@ -75,7 +75,9 @@ fn shown(node: &str, answer: &Value) -> String {
     let pod = &answer["pod"];
     let mut out = format!("{}/{} on {node}", text(&pod["namespace"]), text(&pod["name"]));
     let _ = writeln!(out, "  revision {}", answer["revision"]);
-    let mut line = |label: &str, value: &str| drop(writeln!(out, "  {label:<13}{value}"));
+    let mut line = |label: &str, value: &str| {
+        let _ = writeln!(out, "  {label:<13}{value}");
+    };
     match pod["reason"].as_str() {
         Some(reason) => line("state", &format!("{}: {reason}", text(&pod["state"]))),
         None => line("state", text(&pod["state"])),
@@ -108,7 +110,9 @@ fn shown(node: &str, answer: &Value) -> String {
             true => "no endpoint\n".to_owned(),
             false => table(&["ENDPOINT", "POD", "NODE", "STATE"], rows),
         };
-        table.lines().for_each(|line| drop(writeln!(out, "  {line}")));
+        for line in table.lines() {
+            let _ = writeln!(out, "  {line}");
+        }
     }
     out
 }

@@ -17,7 +17,6 @@ const ASKED_AT_ONCE_MAX: usize = 16;
 pub(crate) struct Answer {
     /// The node for weft-node, the pod for weft-control.
     pub(crate) name: String,
-    pub(crate) pod: String,
     pub(crate) value: Result<Value>,
 }
 
@@ -70,10 +69,10 @@ pub(super) async fn answers(cluster: &Cluster, of: Workload, path: &str) -> Resu
             false => Err(anyhow!("{name} does not run")),
         };
         let shown = match of {
-            Workload::Control => name.clone(),
-            Workload::Node => on_node(&pod).unwrap_or(&name).to_owned(),
+            Workload::Control => name,
+            Workload::Node => on_node(&pod).cloned().unwrap_or(name),
         };
-        Answer { name: shown, pod: name, value }
+        Answer { name: shown, value }
     };
     let listed = pods(cluster, of).await?;
     let mut all: Vec<Answer> =
