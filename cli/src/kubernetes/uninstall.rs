@@ -49,13 +49,12 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     if arguments.keep_crds {
         objects.retain(|object| kind(object) != "CustomResourceDefinition");
     }
-    // Also kinds that this version does not make, and another one did.
-    let nodes = objects.iter().position(|object| kind(object) == "DaemonSet");
-    let nodes = nodes.map(|at| objects.remove(at));
-    if let Some(nodes) = &nodes
-        && remove(&cluster, nodes).await?
-    {
-        nodes_gone(&cluster, wait_max).await?;
+    let mut removed = 0;
+    for nodes in objects.extract_if(.., |object| kind(object) == "DaemonSet") {
+        if remove(&cluster, &nodes).await? {
+            nodes_gone(&cluster, wait_max).await?;
+            removed += 1;
+        }
     }
     for (group, version, of_kind, name) in MADE_BY_CONTROL {
         objects.push(bare(group, version, of_kind, name, Some(NAMESPACE)));
@@ -69,12 +68,12 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         "CustomResourceDefinition" => 3,
         _ => 1,
     });
-    let mut removed = 0;
     for object in &objects {
         removed += usize::from(remove(&cluster, object).await?);
     }
-    if removed == 0 && nodes.is_some() {
-        println!("nothing of Weft was installed");
+    if removed == 0 {
+        println!("nothing of Weft is installed");
+        return Ok(());
     }
     gone(&cluster, &objects, wait_max).await?;
     tell_what_is_left(&cluster, arguments.keep_crds).await
