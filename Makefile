@@ -23,6 +23,7 @@ setup-tests: ## Install what the tests need besides
 build: setup ## Build everything, optimised, into target/release
 	@echo "build: compiling (the first time takes some minutes)"
 	cargo build --release --bins
+	@node-proxy/cni/build.sh $(TARGET)/release/weft-cni >/dev/null
 
 demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with evidence
 	$(TARGET)/release/weft demo
