@@ -3,11 +3,14 @@
 //! How a connection walks: `enrol` opens the sockets in a pod's namespace → `outbound` (accepted → original
 //! destination → source → target) → `l7::outbound` or plain TCP → `balance` picks an endpoint → `connect` reaches it
 //! through a `tunnel` → `inbound` on the other node (authenticated → permit → forward).
+//! A new pod: `cni` holds its start up until `enrol` has it in hand.
 //! How configuration walks: `discovery` → `snapshot` → `enrol` and the kernel's maps.
 //! `route`, `balance`, `policy` decide; they do no I/O and read no clock.
 
 pub mod admin;
 pub mod balance;
+pub mod cgroup_root;
+pub mod cni;
 mod config_dump;
 pub mod connect;
 pub mod detect;

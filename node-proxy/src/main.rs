@@ -4,8 +4,8 @@
 //! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile.
 
 mod allocator;
-mod own_cgroup;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,15 +19,18 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 use weft_node::admin::AdminSources;
+use weft_node::cni::CniStatus;
 use weft_node::discovery::{self, ControlPlane, ControlStatus, Sink};
 use weft_node::drain::Drain;
 use weft_node::enrol::{self, Enroller, Listeners, LocalPod, Passes};
 use weft_node::identity::Identities;
 use weft_node::node::Node;
-use weft_node::settings::{AccessLog, Arguments, Command, Settings};
+use weft_node::settings::{
+    AccessLog, AdminAddress, Arguments, Command, DetachArguments, Settings, admin_default,
+};
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
-use weft_node::{admin, inbound, kernel_metrics, node_metrics, outbound};
+use weft_node::{admin, cgroup_root, cni, inbound, kernel_metrics, node_metrics, outbound};
 
 /// Threads for passes over the pods and files of the control connection: there are few at a time.
 const BLOCKING_THREADS_MAX: usize = 16;
@@ -40,7 +43,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log();
     let result = match arguments.command {
-        Some(Command::Detach { pin_dir }) => detach(&pin_dir),
+        Some(Command::Detach(what)) => detach(&what),
+        Some(Command::Admin { path, admin }) => ask_admin(&admin.unwrap_or_else(admin_default), &path),
         None => match Settings::try_from(arguments.run) {
             Ok(settings) => start(settings),
             Err(mistakes) => {
@@ -72,11 +76,33 @@ fn start_log() {
         .init();
 }
 
-fn detach(pin_dir: &Path) -> Result<()> {
+fn detach(what: &DetachArguments) -> Result<()> {
+    let host = what.cni_bin_dir.clone().zip(what.cni_conf_dir.clone());
+    let host = host.map(|(bin_dir, conf_dir)| cni::Host { bin_dir, conf_dir });
+    remove_all(&what.pin_dir, host.as_ref())
+}
+
+/// New pods first: none may wait for an agent that is gone. Then the hooks: the pods leave the mesh.
+fn remove_all(pin_dir: &Path, host: Option<&cni::Host>) -> Result<()> {
+    if let Some(host) = host {
+        host.remove().context("cannot remove the CNI plugin")?;
+        info!(configurations = %host.conf_dir.display(), "CNI plugin and its entry removed");
+    }
     weft_ebpf::detach_all(pin_dir)
         .with_context(|| format!("cannot remove the hooks under {}", pin_dir.display()))?;
     info!(pin_dir = %pin_dir.display(), "hooks and maps removed");
     Ok(())
+}
+
+/// Prints the page; what is wrong goes to stderr, where a kubelet's exec probe finds it too.
+fn ask_admin(address: &AdminAddress, path: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (status, body) = runtime.block_on(admin::ask(address, path))?;
+    if status.is_success() {
+        std::io::stdout().write_all(&body).context("cannot print the page")
+    } else {
+        anyhow::bail!("{path}: {status}: {}", String::from_utf8_lossy(&body).trim_end())
+    }
 }
 
 fn start(settings: Settings) -> Result<()> {
@@ -140,6 +166,12 @@ async fn run(settings: Settings) -> Result<()> {
             .await
             .context("cannot open the admin endpoint")?;
     tokio::spawn(admin);
+    if let Some(settings) = &node.settings.cni {
+        let agent = cni::serve(&settings.socket, &node, &enroller)
+            .with_context(|| format!("cannot open the CNI socket {}", settings.socket.display()))?;
+        tokio::spawn(agent);
+        tokio::spawn(cni::install_once_in_sync(Arc::clone(&node)));
+    }
     let stream = tokio::spawn(discovery::run(control, sink));
     let pods = tokio::spawn(enrol::run(Arc::clone(&node), Arc::clone(&enroller), requests));
     info!(node = node.settings.node_name, version = env!("CARGO_PKG_VERSION"), "weft-node runs");
@@ -169,8 +201,9 @@ fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<Contro
     let kernel = weft_ebpf::Kernel::load(&weft_ebpf::Options {
         pin_dir: settings.pin_dir.clone(),
         cgroup_root: settings.cgroup_root.clone(),
-        proxy_cgroup: own_cgroup::own_cgroup().context("cannot find weft-node's own cgroup")?,
-        pods_cgroup: own_cgroup::of_all_pods(&settings.cgroup_root),
+        proxy_cgroup: cgroup_root::own_directory(&settings.cgroup_root)
+            .map_err(|error| anyhow::anyhow!("cannot find weft-node's own cgroup: {error}"))?,
+        pods_cgroup: cgroup_root::of_all_pods(&settings.cgroup_root),
         redirect: settings.redirect,
         flows_max: settings.flows_max,
     })
@@ -199,6 +232,7 @@ fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<Contro
         kernel,
         drain: Drain::default(),
         control: Arc::new(watch::Sender::new(ControlStatus::default())),
+        cni: watch::Sender::new(CniStatus::default()),
         settings,
     })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::balance::Balancers;
+use crate::cni::CniStatus;
 use crate::discovery::ControlStatus;
 use crate::drain::Drain;
 use crate::enrol::Pods;
@@ -29,4 +30,6 @@ pub struct Node {
     pub drain: Drain,
     /// How things stand with the control plane.
     pub control: Arc<watch::Sender<ControlStatus>>,
+    /// How things stand with the CNI plugin.
+    pub cni: watch::Sender<CniStatus>,
 }

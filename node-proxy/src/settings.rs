@@ -1,12 +1,16 @@
 //! Flags and environment of `weft-node`: documented, bounded, all mistakes reported at once. No test switches.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use weft_proto::identity::NamespacedName;
+
+use crate::cgroup_root;
+use crate::cni::Host;
 
 /// Longer than this nobody waits for a node's proxy; Kubernetes' own limit for a pod is far below.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
@@ -27,7 +31,10 @@ Runs as root in the node's network namespace. Logs are JSON lines on stderr; WEF
 (such as `info,weft_node::enrol=debug`). Traces go where the OTEL_* variables say.
 
 SIGTERM drains: listeners close, tunnels say GOAWAY, connections may finish for --drain-seconds. The kernel's hooks \
-stay, so that enrolled pods fail closed until the next weft-node. `weft-node detach` removes the hooks too.")]
+stay, so that enrolled pods fail closed until the next weft-node; in Kubernetes they go when the DaemonSet was deleted. \
+`weft-node detach` removes them in any case.
+
+`weft-node admin /status` asks a running weft-node; other pages: /healthz /readyz /metrics /config_dump /connections.")]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -37,13 +44,43 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Removes the kernel hooks and maps of a node proxy that is not running: its pods leave the mesh
-    Detach {
-        /// The pin directory that weft-node was started with
-        #[arg(long, env = "WEFT_PIN_DIR", default_value = PIN_DIR)]
-        pin_dir: PathBuf,
+    /// Removes what a node proxy that is not running left: kernel hooks and maps, and with the two --cni directories the CNI plugin.
+    /// Its pods leave the mesh
+    Detach(DetachArguments),
+    /// Prints a page of the admin endpoint of the running weft-node
+    #[command(
+        after_help = "Exit code 1 and the text on stderr where the page says that something is wrong, as /readyz may."
+    )]
+    Admin {
+        /// The page, such as /status, /config_dump, /metrics or /readyz
+        path: String,
+        /// Where the endpoint listens [default: unix:/run/weft/admin.sock if it is there, else 127.0.0.1:15021]
+        #[arg(long, env = "WEFT_ADMIN", value_name = "ADDRESS")]
+        admin: Option<AdminAddress>,
     },
 }
+
+/// What to clean up.
+#[derive(Debug, Args)]
+pub struct DetachArguments {
+    /// The pin directory that weft-node was started with
+    #[arg(long, env = "WEFT_PIN_DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// The directory of CNI plugins that weft-node was started with
+    #[arg(long, env = "WEFT_CNI_BIN_DIR", value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The directory of CNI configurations that weft-node was started with
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", value_name = "DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+}
+
+/// Where weft-node's admin endpoint is found without being told: the socket of Kubernetes, or the default port.
+pub fn admin_default() -> AdminAddress {
+    let socket = Path::new("/run/weft/admin.sock");
+    if socket.exists() { AdminAddress::Unix(socket.into()) } else { AdminAddress::Tcp(ADMIN_PORT_DEFAULT) }
+}
+
+const ADMIN_PORT_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
 
 const PIN_DIR: &str = "/sys/fs/bpf/weft";
 
@@ -63,8 +100,9 @@ pub struct RunArguments {
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
     join_token_file: Option<PathBuf>,
     /// cgroup v2 directory of the node: pods are looked for below it, and the hooks are attached to it
-    #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR", default_value = "/sys/fs/cgroup")]
-    cgroup_root: PathBuf,
+    /// [default: /sys/fs/cgroup, or /sys/fs/cgroup/unified on a hybrid hierarchy]
+    #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
     /// Directory on a bpffs for the pinned hooks and maps
     #[arg(long, env = "WEFT_PIN_DIR", value_name = "DIR", default_value = PIN_DIR)]
     pin_dir: PathBuf,
@@ -90,6 +128,36 @@ pub struct RunArguments {
     /// The cluster's DNS domain, for metric labels
     #[arg(long, env = "WEFT_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
+    /// The container runtime's directory of CNI plugins, as /opt/cni/bin: weft-cni is copied into it. With --cni-conf-dir
+    #[arg(long, env = "WEFT_CNI_BIN_DIR", value_name = "DIR")]
+    cni_bin_dir: Option<PathBuf>,
+    /// The container runtime's directory of CNI configurations, as /etc/cni/net.d: the first by name gets weft-cni as its last plugin.
+    /// With --cni-bin-dir
+    #[arg(long, env = "WEFT_CNI_CONF_DIR", value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Unix socket at which weft-cni asks [default: /run/weft/cni.sock with --cni-bin-dir, else none]
+    #[arg(long, env = "WEFT_CNI_SOCKET", value_name = "PATH")]
+    cni_socket: Option<PathBuf>,
+    /// Namespaces whose new pods never wait for weft-node
+    #[arg(long, env = "WEFT_CNI_EXCLUDE_NAMESPACES", value_name = "NAMES", default_value = weft_cni::entry::EXCLUDED_NAMESPACES)]
+    cni_exclude_namespaces: String,
+    /// This weft-node's own DaemonSet: when it is deleted, SIGTERM removes hooks, maps and CNI plugin. Looked at only in Kubernetes
+    #[arg(
+        long,
+        env = "WEFT_DAEMONSET",
+        value_name = "NAMESPACE/NAME",
+        default_value = "weft-system/weft-node"
+    )]
+    daemonset: String,
+}
+
+/// The CNI plugin's side of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniSettings {
+    pub socket: PathBuf,
+    /// Where the plugin is installed. None: somebody else does that.
+    pub host: Option<Host>,
+    pub exclude_namespaces: Vec<String>,
 }
 
 /// Where the admin endpoint listens.
@@ -146,6 +214,9 @@ pub struct Settings {
     pub access_log_file: Option<PathBuf>,
     pub drain: Duration,
     pub cluster_domain: String,
+    /// None: new pods do not wait for this agent.
+    pub cni: Option<CniSettings>,
+    pub daemonset: NamespacedName,
 }
 
 /// Every mistake of a command line, one a line.
@@ -169,7 +240,7 @@ impl TryFrom<RunArguments> for Settings {
             control_address: check.address("--control-address", typed.control_address),
             control_ca: check.required("--control-ca", typed.control_ca),
             join_token_file: check.required("--join-token-file", typed.join_token_file),
-            cgroup_root: check.absolute("--cgroup-root", typed.cgroup_root),
+            cgroup_root: check.cgroup_root("--cgroup-root", typed.cgroup_root),
             pin_dir: check.absolute("--pin-dir", typed.pin_dir),
             admin: check
                 .parsed("--admin", typed.admin.parse())
@@ -184,6 +255,21 @@ impl TryFrom<RunArguments> for Settings {
             access_log_file: typed.access_log_file,
             drain: check.seconds("--drain-seconds", &typed.drain_seconds, DRAIN_SECONDS_MAX),
             cluster_domain: check.name("--cluster-domain", Some(typed.cluster_domain)),
+            cni: check.cni(
+                typed.cni_bin_dir,
+                typed.cni_conf_dir,
+                typed.cni_socket,
+                &typed.cni_exclude_namespaces,
+            ),
+            daemonset: check
+                .parsed(
+                    "--daemonset",
+                    typed
+                        .daemonset
+                        .parse()
+                        .map_err(|_| format!("{:?} is not namespace/name", typed.daemonset)),
+                )
+                .unwrap_or_else(|| "x/x".parse().expect("a name")),
         };
         if check.0.is_empty() { Ok(settings) } else { Err(Mistakes(check.0)) }
     }
@@ -237,6 +323,43 @@ impl Check {
         value
     }
 
+    fn cgroup_root(&mut self, flag: &str, value: Option<PathBuf>) -> PathBuf {
+        match value {
+            Some(value) => self.absolute(flag, value),
+            None => self.parsed(flag, cgroup_root::detect()).unwrap_or_default(),
+        }
+    }
+
+    fn cni(
+        &mut self,
+        bin_dir: Option<PathBuf>,
+        conf_dir: Option<PathBuf>,
+        socket: Option<PathBuf>,
+        exclude_namespaces: &str,
+    ) -> Option<CniSettings> {
+        let host = match (bin_dir, conf_dir) {
+            (Some(bin_dir), Some(conf_dir)) => Some(Host {
+                bin_dir: self.absolute("--cni-bin-dir", bin_dir),
+                conf_dir: self.absolute("--cni-conf-dir", conf_dir),
+            }),
+            (None, None) => None,
+            _ => {
+                self.0
+                    .push("--cni-bin-dir and --cni-conf-dir belong together: one of them is missing".into());
+                None
+            }
+        };
+        let socket = socket.or_else(|| host.is_some().then(|| weft_cni::entry::SOCKET.into()))?;
+        let names = exclude_namespaces.split(',').filter(|name| !name.is_empty());
+        Some(CniSettings {
+            socket: self.absolute("--cni-socket", socket),
+            host,
+            exclude_namespaces: names
+                .map(|name| self.name("--cni-exclude-namespaces", Some(name.to_owned())))
+                .collect(),
+        })
+    }
+
     fn one_of<T: Copy>(&mut self, flag: &str, value: &str, choices: &[(&str, T)]) -> T {
         let chosen = choices.iter().find(|(name, _)| *name == value);
         if chosen.is_none() {
@@ -284,10 +407,30 @@ mod tests {
     fn defaults_are_those_of_a_real_node() {
         let settings = parse(GOOD).unwrap();
         assert_eq!(settings.admin, AdminAddress::Tcp("127.0.0.1:15021".parse().unwrap()));
-        assert_eq!(settings.cgroup_root, Path::new("/sys/fs/cgroup"));
+        assert_eq!(Some(settings.cgroup_root), cgroup_root::detect().ok());
+        assert_eq!(settings.cni, None);
+        assert_eq!(settings.daemonset.to_string(), "weft-system/weft-node");
         assert_eq!((settings.redirect, settings.access_log), (true, AccessLog::Off));
         assert_eq!(settings.drain, Duration::from_secs(30));
         assert_eq!(settings.flows_max, weft_ebpf::FLOWS_MAX_DEFAULT);
+    }
+
+    #[test]
+    fn the_cni_directories_come_together() {
+        let cni = |flags: &str| parse(&format!("{GOOD} {flags}")).map(|settings| settings.cni);
+        let both = cni("--cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d").unwrap().unwrap();
+        assert_eq!(both.socket, Path::new("/run/weft/cni.sock"));
+        assert_eq!(both.exclude_namespaces, ["kube-system", "weft-system"]);
+        let socket_only = cni("--cni-socket /s --cni-exclude-namespaces a").unwrap().unwrap();
+        assert_eq!((socket_only.host, socket_only.exclude_namespaces), (None, vec!["a".into()]));
+        for flags in ["--cni-bin-dir /a", "--cni-conf-dir /a"] {
+            assert!(cni(flags).unwrap_err().to_string().contains("belong together"));
+        }
+        assert!(
+            cni("--cni-bin-dir a --cni-conf-dir /b").unwrap_err().to_string().contains("--cni-bin-dir: ")
+        );
+        assert!(cni("--cni-socket /s --cni-exclude-namespaces A/b").is_err());
+        assert!(cni("--daemonset weft").unwrap_err().to_string().contains("--daemonset: "));
     }
 
     #[test]

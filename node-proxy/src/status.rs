@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 use weft_ebpf::Feature;
 
+use crate::cni::CniStatus;
 use crate::discovery::ControlStatus;
+use crate::enrol::Event;
 use crate::identity::CertificateStatus;
 use crate::node::Node;
 use crate::telemetry::TraceStatus;
@@ -26,6 +28,8 @@ pub struct Status {
     pub kernel: KernelStatus,
     pub traces: TraceStatus,
     pub control: ControlStatus,
+    /// None: new pods do not wait for this agent.
+    pub cni: Option<CniStatus>,
     pub pods: Vec<PodStatus>,
     pub certificates: Vec<CertificateStatus>,
     pub connections_live: usize,
@@ -66,6 +70,8 @@ pub struct PodStatus {
     pub netns_cookie: Option<u64>,
     /// Why it is not set up.
     pub reason: Option<String>,
+    /// What happened to it, the latest last.
+    pub events: Vec<Event>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,6 +81,8 @@ pub enum PodState {
     Ending,
     /// Should be enrolled, and is not yet: see the reason. The kernel refuses its connections.
     Shut,
+    /// The same, before its sandbox is there: no process of it runs.
+    Starting,
     /// The same, but where its processes are is not known: if it runs, its connections bypass the mesh.
     Failed,
     /// On this node, outside the mesh.
@@ -114,6 +122,7 @@ impl Node {
             traces: self.telemetry.traces(),
             draining: self.drain.draining.is_cancelled(),
             control: self.control.borrow().clone(),
+            cni: self.settings.cni.as_ref().map(|_| self.cni.borrow().clone()),
             pods: snapshot.workloads_of_node(node).map(|workload| self.pod_status(workload)).collect(),
             certificates: self.identities.status(),
             connections_live: self.drain.connections.len(),
@@ -160,6 +169,7 @@ impl Node {
             None if workload.enrolled && failure.as_ref().is_some_and(|failure| failure.shut) => {
                 PodState::Shut
             }
+            None if workload.enrolled && workload.ips.is_empty() => PodState::Starting,
             None if workload.enrolled => PodState::Failed,
             None => PodState::NotEnrolled,
         };
@@ -172,6 +182,7 @@ impl Node {
             identity: local.as_ref().map(|pod| pod.identity.to_string()),
             netns_cookie: local.as_ref().map(|pod| pod.netns.cookie),
             reason: failure.map(|failure| failure.reason),
+            events: self.pods.events().get(&workload.uid).into_iter().flatten().cloned().collect(),
         }
     }
 }

@@ -4,9 +4,10 @@
 //! everything that walks tables runs on the blocking pool. Start at [`serve`].
 
 use std::convert::Infallible;
+use std::fs::DirBuilder;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// The Unix socket is its owner's only.
 const SOCKET_MODE: u32 = 0o600;
+/// And so is a directory that is made for it.
+const DIRECTORY_MODE: u32 = 0o700;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
 
@@ -86,13 +89,16 @@ async fn open(listen: &AdminAddress) -> Result<Listener, AdminError> {
             TcpListener::bind(address).await.map(Listener::Tcp).map_err(failed(address.to_string()))
         }
         AdminAddress::Unix(path) => {
-            open_unix(path).map(Listener::Unix).map_err(failed(format!("unix:{}", path.display())))
+            open_unix(path, BACKLOG).map(Listener::Unix).map_err(failed(format!("unix:{}", path.display())))
         }
     }
 }
 
-/// Takes the place of a socket that a dead process left; of nothing else.
-fn open_unix(path: &Path) -> io::Result<UnixListener> {
+/// Takes the place of a socket that a dead process left; of nothing else. Only its owner may connect.
+pub(crate) fn open_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
+    }
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
@@ -103,7 +109,7 @@ fn open_unix(path: &Path) -> io::Result<UnixListener> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
     rustix::fs::fchmod(&socket, SOCKET_MODE.into())?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(backlog)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
@@ -214,6 +220,9 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
+
+mod ask;
+pub use ask::{AskError, ask};
 
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,12 @@ async fn every_page_answers_and_unknown_ones_list_them() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
         assert!(answer.contains(text), "{request}: {answer}");
     }
+    let (status, body) = ask(&address, "/status").await.unwrap();
+    assert!(status.is_success() && body.starts_with(b"{"), "{body:?}");
+    assert_eq!(ask(&address, "/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(matches!(ask(&address, "status").await, Err(AskError::Path(_))));
+    let nobody = AdminAddress::Unix(directory.path().join("nobody.sock"));
+    assert!(matches!(ask(&nobody, "/status").await, Err(AskError::Connect { .. })));
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     drain.deadline.cancel();
     task.await.unwrap();

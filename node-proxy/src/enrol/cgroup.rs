@@ -35,7 +35,8 @@ pub(super) enum FindError {
 /// The processes of a pod that were found, and their namespace.
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) pid: String,
+    /// None: none runs yet, and the namespace is known from the container runtime.
+    pub(super) pid: Option<String>,
     pub(super) netns: Netns,
     pub(super) id: NetnsId,
 }
@@ -93,16 +94,22 @@ pub(super) fn find(root: &Path, directory: Option<&PathBuf>, node: &[NetnsId]) -
                 // It may have ended meanwhile, and its number may be another's by now.
                 Ok(_) if !processes(&current).contains(&pid) => {}
                 Ok((_, id)) if node.contains(&id) => return Err(FindError::HostNetwork),
-                Ok((netns, id)) => return Ok(Found { pid, netns, id }),
+                Ok((netns, id)) => return Ok(Found { pid: Some(pid), netns, id }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => failed = Some(FindError::Open { pid, source }),
             }
         }
         if depth < DEPTH_MAX {
-            queue.extend(subdirectories(&current).map(|(_, path)| (path, depth + 1)));
+            let inner = subdirectories(&current).filter(|(name, _)| !of_the_node(name));
+            queue.extend(inner.map(|(_, path)| (path, depth + 1)));
         }
     }
     Err(failed.unwrap_or_else(|| FindError::NoProcess(directory.clone())))
+}
+
+/// CRI-O may put a container's monitor into the pod's cgroup (`conmon_cgroup = "pod"`): a process of the node, in its network namespace.
+fn of_the_node(name: &str) -> bool {
+    name.starts_with("crio-conmon-")
 }
 
 /// Processes of a cgroup. `0` is one that this namespace of processes does not see.
@@ -133,10 +140,22 @@ mod tests {
             format!("kubepods/pod{UID}/c1"),
             format!("kubepods/besteffort/pod{UID}/c1"),
             format!("kubelet/kubepods/burstable/pod{UID}/c1"),
+            // containerd with runc; CRI-O with runc and with crun, which makes a directory more; cri-dockerd.
             format!("kubepods.slice/kubepods-pod{below}.slice/cri-containerd-1.scope"),
             format!(
                 "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{below}.slice/crio-1.scope"
             ),
+            format!(
+                "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{below}.slice/crio-1.scope/container"
+            ),
+            format!("kubepods/burstable/pod{UID}/crio-1"),
+            format!("kubepods.slice/kubepods-pod{below}.slice/docker-1.scope"),
+            // kind and other nodes in containers.
+            format!(
+                "system.slice/docker-1.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{below}.slice/c"
+            ),
+            // k3s and MicroK8s: below the service.
+            format!("system.slice/k3s.service/kubepods/besteffort/pod{UID}/c1"),
             format!(
                 "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{below}.slice/c"
             ),
@@ -146,6 +165,28 @@ mod tests {
             assert_eq!(found.keys().collect::<Vec<_>>(), [&uid], "{path}");
             assert!(root.path().join(&path).starts_with(&found[&uid]), "{path}: {found:?}");
         }
+    }
+
+    #[test]
+    fn a_static_pod_is_found_by_the_hash_that_is_its_uid() {
+        let uid = "0a1b2c3d111122223333444455556666";
+        for path in [
+            format!("kubepods/burstable/pod{uid}/c1"),
+            format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice/crio-1.scope"),
+        ] {
+            let root = tree(&[&path]);
+            assert!(pods(root.path()).contains_key(&uid.parse().unwrap()), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_monitor_of_a_container_is_no_process_of_the_pod() {
+        let root = tree(&["pod1/crio-conmon-1.scope", "pod1/crio-1.scope"]);
+        let own = std::process::id().to_string();
+        fs::write(root.path().join("pod1/crio-conmon-1.scope/cgroup.procs"), &own).unwrap();
+        let host = NetnsId::of_process("self").unwrap();
+        let directory = root.path().join("pod1");
+        assert!(matches!(find(root.path(), Some(&directory), &[host]), Err(FindError::NoProcess(_))));
     }
 
     #[test]

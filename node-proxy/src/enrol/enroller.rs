@@ -16,12 +16,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 use weft_ebpf::KernelError;
-use weft_proto::identity::{PodUid, SpiffeId};
+use weft_proto::identity::{PodUid, SpiffeId, TrustDomain};
 use weft_proto::model::Workload;
 
 use super::cgroup::{self, FindError, Found};
 use super::exit::ExitWatch;
+use super::journal::Journal;
 use super::netns::{Netns, NetnsId};
+use super::sandbox::Sandboxes;
 use super::steering::{self, Inbound, Steering, kernel_facts};
 use super::{Failure, LocalPod, Pods};
 use crate::identity::Identities;
@@ -53,6 +55,10 @@ pub type Start = Box<dyn Fn(&Arc<LocalPod>, Listeners) -> Vec<JoinHandle<()>> + 
 enum PodError {
     #[error(transparent)]
     Find(#[from] FindError),
+    #[error("its namespace cannot be held: {0}")]
+    Hold(io::Error),
+    #[error("its address is not known yet")]
+    NoAddress,
     #[error("its network namespace already belongs to pod {0}")]
     SharedNetns(PodUid),
     #[error("cannot listen on port {port} inside the pod: {source}")]
@@ -66,12 +72,13 @@ enum PodError {
 /// A pod that is set up.
 struct Held {
     pod: Arc<LocalPod>,
-    pid: String,
+    /// None: the namespace is known from its sandbox.
+    pid: Option<String>,
     netns: NetnsId,
     inbound: Inbound,
     tasks: Vec<JoinHandle<()>>,
     /// Told to `ended`.
-    _exit: ExitWatch,
+    _exit: Option<ExitWatch>,
     /// Its process ended, and no other was found: between two containers, ending, or a new sandbox is being made.
     lost_since: Option<Instant>,
 }
@@ -90,8 +97,10 @@ pub struct Enroller {
     node_name: String,
     cgroup_root: PathBuf,
     node_netns: Vec<NetnsId>,
+    node_cookies: Vec<u64>,
     steering: Arc<dyn Steering>,
     start: Start,
+    sandboxes: Sandboxes,
     held: HashMap<PodUid, Held>,
     /// Pods that are not held, by the cookie under which the kernel refuses their connections.
     shut: HashMap<PodUid, u64>,
@@ -102,7 +111,11 @@ pub struct Enroller {
     recheck_due: bool,
     /// The process of some pod ended.
     ended: Arc<Notify>,
+    journal: Journal,
 }
+
+/// The pods that should be set up.
+type Desired = HashMap<PodUid, (SpiffeId, Arc<Workload>)>;
 
 impl Enroller {
     pub fn new(
@@ -113,13 +126,19 @@ impl Enroller {
     ) -> Result<Self, KernelError> {
         let inherited = steering.enrolled()?.into_iter().collect();
         // Our own, and that of the node's first process, should we run in a namespace of our own.
-        let node_netns = ["self", "1"].iter().filter_map(|pid| NetnsId::of_process(pid).ok()).collect();
+        let (node_netns, node_cookies) = ["self", "1"]
+            .iter()
+            .filter_map(|pid| Netns::of_process(pid).ok())
+            .map(|(netns, id)| (id, netns.cookie))
+            .unzip();
         Ok(Self {
             node_name,
             cgroup_root,
             node_netns,
+            node_cookies,
             steering,
             start,
+            sandboxes: Sandboxes::default(),
             held: HashMap::new(),
             shut: HashMap::new(),
             failed: HashMap::new(),
@@ -127,6 +146,7 @@ impl Enroller {
             rechecked: Instant::now(),
             recheck_due: false,
             ended: Arc::new(Notify::new()),
+            journal: Journal::default(),
         })
     }
 
@@ -151,16 +171,10 @@ impl Enroller {
         let Some(mesh) = snapshot.mesh() else {
             return Duration::from_millis(RECHECK_MS);
         };
-        let mut desired: HashMap<PodUid, (SpiffeId, Arc<Workload>)> = HashMap::new();
-        for workload in snapshot.workloads_of_node(&self.node_name).filter(|workload| workload.enrolled) {
-            let domain = mesh.trust_domain.clone();
-            match SpiffeId::new(domain, &workload.namespace, &workload.service_account) {
-                Ok(identity) => {
-                    desired.insert(workload.uid.clone(), (identity, Arc::clone(workload)));
-                }
-                Err(error) => error!(pod = %workload.uid, %error, "the pod has no valid identity"),
-            }
-        }
+        let desired: Desired = snapshot
+            .workloads_of_node(&self.node_name)
+            .filter_map(|workload| Some((workload.uid.clone(), self.wanted(&mesh.trust_domain, workload)?)))
+            .collect();
         // Certificates first: asked for while the sockets are made.
         let mut wanted: HashMap<SpiffeId, BTreeSet<PodUid>> = HashMap::new();
         for (uid, (identity, _)) in &desired {
@@ -178,6 +192,9 @@ impl Enroller {
         self.set_up_missing(&desired, pods, now);
         self.drop_undesired(&desired, snapshot, pods);
         self.drop_inherited(&desired);
+        self.sandboxes.retain_known(|uid| snapshot.workload(uid).is_some(), now);
+        let sandboxes = self.sandboxes.uids();
+        self.journal.retain(|uid| snapshot.workload(uid).is_some() || sandboxes.contains(uid));
         self.report(pods);
         let next = self.failed.values().map(|failed| failed.next.saturating_duration_since(now)).min();
         let next = if self.recheck_due { Some(Duration::from_millis(SEARCH_MS)) } else { next };
@@ -185,49 +202,39 @@ impl Enroller {
             .clamp(Duration::from_millis(SEARCH_MS / 2), Duration::from_millis(RECHECK_MS))
     }
 
-    fn report(&self, pods: &Pods) {
+    /// The pod's identity and facts, if it belongs into the mesh. Where its sandbox is known, the addresses are those that it was given:
+    /// its status may still have none, or those of the sandbox before.
+    fn wanted(
+        &self,
+        trust_domain: &TrustDomain,
+        workload: &Arc<Workload>,
+    ) -> Option<(SpiffeId, Arc<Workload>)> {
+        if !workload.enrolled {
+            return None;
+        }
+        let identity = SpiffeId::new(trust_domain.clone(), &workload.namespace, &workload.service_account)
+            .inspect_err(|error| error!(pod = %workload.uid, %error, "the pod has no valid identity"))
+            .ok()?;
+        let given = self.sandboxes.of(&workload.uid).map(|sandbox| &sandbox.addresses);
+        let given = given.filter(|given| {
+            !given.is_empty() && given.iter().collect::<BTreeSet<_>>() != workload.ips.iter().collect()
+        });
+        let workload = match given {
+            Some(given) => Arc::new(Workload { ips: given.clone(), ..Workload::clone(workload) }),
+            None => Arc::clone(workload),
+        };
+        Some((identity, workload))
+    }
+
+    fn report(&mut self, pods: &Pods) {
+        if let Some(events) = self.journal.news() {
+            pods.events.store(Arc::new(events));
+        }
         let failure = |(uid, failed): (&PodUid, &Failed)| {
             let failure = Failure { reason: failed.reason.clone(), shut: self.shut.contains_key(uid) };
             (uid.clone(), failure)
         };
         pods.failures.store(Arc::new(self.failed.iter().map(failure).collect()));
-    }
-
-    /// Finds pods that have another namespace by now, or whose listeners ended: they are set up anew.
-    fn recheck(&mut self, pods: &Pods, now: Instant) {
-        self.recheck_due = false;
-        let unchanged = |held: &Held| {
-            NetnsId::of_process(&held.pid).is_ok_and(|now| now == held.netns)
-                && !held.tasks.iter().any(JoinHandle::is_finished)
-        };
-        let suspects: Vec<PodUid> =
-            self.held.iter().filter(|(_, held)| !unchanged(held)).map(|(uid, _)| uid.clone()).collect();
-        if suspects.is_empty() {
-            return;
-        }
-        let directories = cgroup::pods(&self.cgroup_root);
-        for uid in suspects {
-            let found = cgroup::find(&self.cgroup_root, directories.get(&uid), &self.node_netns);
-            let Some(held) = self.held.get_mut(&uid) else { continue };
-            let listening = !held.tasks.iter().any(JoinHandle::is_finished);
-            match found {
-                Ok(found) if found.id == held.netns && listening => {
-                    held._exit = ExitWatch::new(&found.pid, &self.ended);
-                    held.pid = found.pid;
-                    held.lost_since = None;
-                }
-                // The namespace stays ours until there is another.
-                Err(_) if listening => {
-                    let since = *held.lost_since.get_or_insert(now);
-                    self.recheck_due |= now.duration_since(since) < Duration::from_millis(STARTING_MS_MAX);
-                }
-                found => {
-                    let replaced = found.is_ok_and(|found| found.id != held.netns);
-                    warn!(pod = %uid, new_namespace = replaced, "setting the pod up anew");
-                    self.let_go(&uid, pods, replaced);
-                }
-            }
-        }
     }
 
     /// What changed about a pod that is set up.
@@ -254,12 +261,7 @@ impl Enroller {
         }
     }
 
-    fn set_up_missing(
-        &mut self,
-        desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>,
-        pods: &Pods,
-        now: Instant,
-    ) {
+    fn set_up_missing(&mut self, desired: &Desired, pods: &Pods, now: Instant) {
         self.failed.retain(|uid, _| desired.contains_key(uid));
         let missing: Vec<_> = desired
             .iter()
@@ -272,16 +274,22 @@ impl Enroller {
         let directories = cgroup::pods(&self.cgroup_root);
         for (uid, (identity, workload)) in missing {
             match self.set_up(identity, workload, directories.get(uid), pods) {
-                Ok(held) => {
-                    let cookie = held.pod.netns.cookie;
-                    info!(pod = %uid, name = %workload.name, %identity, cookie, "pod enrolled");
-                    self.failed.remove(uid);
-                    self.shut.remove(uid);
-                    self.held.insert(uid.clone(), held);
-                }
+                Ok(held) => self.hold(uid, held),
                 Err(reason) => self.note_failure(uid, workload, &reason, now),
             }
         }
+    }
+
+    fn hold(&mut self, uid: &PodUid, held: Held) {
+        let (cookie, identity) = (held.pod.netns.cookie, &held.pod.identity);
+        let name = Arc::clone(&held.pod.workload.load().name);
+        let before_its_start = held.pid.is_none();
+        info!(pod = %uid, %name, %identity, cookie, before_its_start, "pod enrolled");
+        let when = if before_its_start { "before its first process" } else { "while it runs" };
+        self.journal.note(uid, format!("enrolled {when}, network namespace {cookie}"));
+        self.failed.remove(uid);
+        self.shut.remove(uid);
+        self.held.insert(uid.clone(), held);
     }
 
     fn note_failure(&mut self, uid: &PodUid, workload: &Workload, reason: &PodError, now: Instant) {
@@ -289,10 +297,16 @@ impl Enroller {
         let old = self.failed.get(uid);
         let since = old.map_or(now, |failed| failed.since);
         if old.is_none_or(|failed| failed.reason != text) {
-            warn!(pod = %uid, name = %workload.name, reason = text, "the pod is not set up");
+            let name = &workload.name;
+            if workload.ips.is_empty() {
+                info!(pod = %uid, %name, reason = text, "the pod is not set up: it is starting");
+            } else {
+                warn!(pod = %uid, %name, reason = text, "the pod is not set up");
+            }
+            self.journal.note(uid, format!("not set up: {text}"));
         }
         let soon = match reason {
-            PodError::Find(FindError::NoCgroup(_) | FindError::NoProcess(_)) => true,
+            PodError::Find(FindError::NoCgroup(_) | FindError::NoProcess(_)) | PodError::NoAddress => true,
             // Our own listeners of a moment ago, in a pod that left and came back, are still being closed.
             PodError::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
@@ -313,8 +327,16 @@ impl Enroller {
         directory: Option<&PathBuf>,
         pods: &Pods,
     ) -> Result<Held, PodError> {
-        let Found { pid, netns, id } = cgroup::find(&self.cgroup_root, directory, &self.node_netns)?;
+        let Found { pid, netns, id } = match self.sandboxes.of(&workload.uid) {
+            Some(sandbox) => {
+                Found { pid: None, netns: sandbox.netns.try_clone().map_err(PodError::Hold)?, id: sandbox.id }
+            }
+            None => cgroup::find(&self.cgroup_root, directory, &self.node_netns)?,
+        };
         self.shut(workload, &netns)?;
+        if workload.ips.is_empty() {
+            return Err(PodError::NoAddress);
+        }
         let open =
             |port| socket::listen_dual(&netns, port).map_err(|source| PodError::Listen { port, source });
         let listeners = Listeners {
@@ -337,13 +359,16 @@ impl Enroller {
         // Known before the first connection is accepted.
         pods.insert(&pod);
         let tasks = (self.start)(&pod, listeners);
-        let exit = ExitWatch::new(&pid, &self.ended);
+        let exit = pid.as_ref().map(|pid| ExitWatch::new(pid, &self.ended));
         Ok(Held { pod, pid, netns: id, inbound, tasks, _exit: exit, lost_since: None })
     }
 
     /// From now on the kernel refuses the connections of the pod, and whatever happens it is not forgotten.
     fn shut(&mut self, workload: &Workload, netns: &Netns) -> Result<(), PodError> {
         let (uid, cookie) = (&workload.uid, netns.cookie);
+        if self.node_cookies.contains(&cookie) {
+            return Err(FindError::HostNetwork.into());
+        }
         let held = self.held.values().map(|held| (&held.pod.uid, held.pod.netns.cookie));
         let shut = self.shut.iter().map(|(other, cookie)| (other, *cookie));
         if let Some((other, _)) = held.chain(shut).find(|(other, its)| *its == cookie && *other != uid) {
@@ -379,18 +404,14 @@ impl Enroller {
         }
     }
 
-    fn drop_undesired(
-        &mut self,
-        desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>,
-        snapshot: &Snapshot,
-        pods: &Pods,
-    ) {
+    fn drop_undesired(&mut self, desired: &Desired, snapshot: &Snapshot, pods: &Pods) {
         let leaving: Vec<PodUid> =
             self.held.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
         for uid in leaving {
             let gone = snapshot.workload(&uid).is_none_or(|workload| workload.terminating);
             let pod = self.held.get(&uid).map(|held| Arc::clone(&held.pod));
             info!(pod = %uid, gone, "pod released");
+            self.journal.note(&uid, "left the mesh");
             self.let_go(&uid, pods, true);
             if let Some(pod) = pod.filter(|_| gone) {
                 pod.gone.cancel();
@@ -399,6 +420,7 @@ impl Enroller {
         let shut: Vec<PodUid> = self.shut.keys().filter(|uid| !desired.contains_key(*uid)).cloned().collect();
         for uid in shut {
             if let Some(cookie) = self.shut.remove(&uid) {
+                self.journal.note(&uid, "left the mesh");
                 info!(pod = %uid, "pod released that was not set up");
                 self.release(&uid, cookie);
             }
@@ -406,7 +428,7 @@ impl Enroller {
     }
 
     /// Cookies of an earlier process that belong to no pod of today. While a pod is missing, one of them may be its.
-    fn drop_inherited(&mut self, desired: &HashMap<PodUid, (SpiffeId, Arc<Workload>)>) {
+    fn drop_inherited(&mut self, desired: &Desired) {
         let unknown = |uid: &PodUid| {
             !self.held.contains_key(uid)
                 && !self.shut.contains_key(uid)
@@ -433,5 +455,7 @@ impl Enroller {
     }
 }
 
+mod attach;
+mod recheck;
 #[cfg(test)]
 mod tests;

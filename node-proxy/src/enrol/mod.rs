@@ -1,13 +1,16 @@
 //! The enrolled pods of this node: finding their namespaces, opening the proxy's sockets inside, programming the kernel.
 //!
-//! `cgroup` finds a pod's process, `netns` opens its namespace, [`enroller`] compares what should be with what is, and
-//! [`run`] does so whenever the snapshot changes and as long as something is missing.
+//! `sandbox` keeps what the CNI plugin told of new pods, `cgroup` finds the process of those that run already, `netns` opens a namespace,
+//! [`enroller`] compares what should be with what is, and [`run`] does so whenever the snapshot changes and as long as something is
+//! missing.
 
 mod cgroup;
 mod enroller;
 mod exit;
+mod journal;
 mod netns;
 mod run;
+mod sandbox;
 mod steering;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,8 +22,10 @@ use weft_proto::identity::{PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
 pub use enroller::{Enroller, Listeners, Start};
+pub use journal::{Event, Events};
 pub use netns::Netns;
 pub use run::{Passes, run};
+pub use sandbox::{ADDRESSES_MAX, Sandbox, SandboxError};
 pub use steering::Steering;
 
 /// An enrolled pod of this node.
@@ -66,6 +71,7 @@ pub struct Pods {
     by_uid: ArcSwap<HashMap<PodUid, Arc<LocalPod>>>,
     /// Enrolled pods that cannot be set up, and why: for status.
     failures: ArcSwap<BTreeMap<PodUid, Failure>>,
+    events: ArcSwap<Events>,
 }
 
 impl Pods {
@@ -77,6 +83,10 @@ impl Pods {
     }
     pub fn failures(&self) -> Arc<BTreeMap<PodUid, Failure>> {
         self.failures.load_full()
+    }
+    /// What happened to the pods of this node.
+    pub fn events(&self) -> Arc<Events> {
+        self.events.load_full()
     }
     pub fn insert(&self, pod: &Arc<LocalPod>) {
         self.by_uid.rcu(|pods| {

@@ -24,7 +24,7 @@ pub(super) struct NetnsId {
 }
 
 impl NetnsId {
-    fn of(file: &File) -> io::Result<Self> {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self { device: metadata.dev(), inode: metadata.ino() })
     }
@@ -41,6 +41,11 @@ impl Netns {
         let file = File::open(format!("/proc/{pid}/ns/net"))?;
         let id = NetnsId::of(&file)?;
         Ok((Self::new(file.into())?, id))
+    }
+
+    /// The same namespace, held once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, cookie: self.cookie })
     }
 
     /// `fd`: an open `ns/net` file.

@@ -5,6 +5,8 @@
 //! [`shards::ShardMap`]s, and routes are compiled again only for Services whose routes changed.
 
 mod apply;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod shards;
 #[cfg(test)]
 mod tests;

@@ -159,6 +159,32 @@ impl Node {
         self.enroller.pass(&self.snapshot, &self.pods, &self.identities, self.now);
     }
 
+    /// The container runtime made a sandbox, and no process of the pod runs yet. The error is for people.
+    fn attach(
+        &mut self,
+        uid: &str,
+        container: &str,
+        sandbox: &Sandbox,
+        addresses: &[&str],
+    ) -> Result<(), String> {
+        let uid: PodUid = uid.parse().unwrap();
+        let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        let path = format!("/proc/{}/ns/net", sandbox.0.id());
+        let told = crate::enrol::Sandbox::open(container.into(), &path, addresses, self.now).unwrap();
+        self.enroller.attach(&uid, told).map_err(|error| error.to_string())?;
+        self.enroller.set_up_now(&uid, &self.snapshot, &self.pods, self.now)
+    }
+
+    fn detach(&mut self, container: &str) {
+        self.enroller.detach(|ended| ended == container, &self.pods);
+    }
+
+    fn events(&self, uid: &str) -> Vec<String> {
+        let events = self.pods.events();
+        let of_pod = events.get(&uid.parse().unwrap()).into_iter().flatten();
+        of_pod.map(|event| event.text.clone()).collect()
+    }
+
     fn local(&self, uid: &str) -> Option<Arc<LocalPod>> {
         self.pods.by_uid(&uid.parse().unwrap())
     }
@@ -375,4 +401,100 @@ async fn two_pods_cannot_share_a_namespace() {
     let set_up = ["8888-1", "8888-2"].map(|uid| node.local(uid).is_some());
     assert!(set_up == [true, false] || set_up == [false, true]);
     assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh), "the other one changes nothing");
+}
+
+#[tokio::test]
+async fn a_pod_is_in_the_mesh_before_its_first_process_and_stays_the_same_pod() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    node.say("7777-1", |workload| workload.ips.clear());
+    node.pass();
+    assert!(node.local("7777-1").is_none(), "scheduled: there is no sandbox yet");
+    node.attach("7777-1", "c1", &sandbox, &["10.0.0.7"]).unwrap();
+    let local = node.local("7777-1").unwrap();
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+    assert_eq!(local.workload.load().ips, ["10.0.0.7".parse::<std::net::IpAddr>().unwrap()]);
+    // Its status becomes known, and its processes appear: nothing is set up twice.
+    node.say("7777-1", |workload| workload.ips = vec!["10.0.0.7".parse().unwrap()]);
+    node.place("7777-1", &sandbox);
+    node.enroller.recheck_next();
+    node.pass();
+    node.attach("7777-1", "c1", &sandbox, &["10.0.0.7"]).unwrap();
+    assert!(Arc::ptr_eq(&node.local("7777-1").unwrap(), &local));
+    assert!(!local.released.is_cancelled());
+    assert_eq!(node.maps.pods.lock().len(), 1);
+    let events = node.events("7777-1");
+    assert!(events.iter().any(|text| text.contains("before its first process")), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_taken_down_releases_its_pod_and_not_the_one_after_it() {
+    let mut node = Node::new();
+    let (old, new) = (Sandbox::start(), Sandbox::start());
+    node.say("6666-1", |_| {});
+    node.attach("6666-1", "c1", &old, &["10.0.0.1"]).unwrap();
+    let before = node.local("6666-1").unwrap();
+    node.attach("6666-1", "c2", &new, &["10.0.0.2"]).unwrap();
+    assert!(before.released.is_cancelled());
+    assert_eq!((node.kernel(old.cookie()), node.kernel(new.cookie())), (None, Some(Kernel::Mesh)));
+    // The end of the old one is told late.
+    node.detach("c1");
+    let after = node.local("6666-1").unwrap();
+    assert_eq!(after.workload.load().ips, ["10.0.0.2".parse::<std::net::IpAddr>().unwrap()]);
+    node.detach("c2");
+    assert!(node.local("6666-1").is_none() && after.gone.is_cancelled());
+    assert_eq!(node.kernel(new.cookie()), None);
+    node.detach("c2");
+}
+
+#[tokio::test]
+async fn what_the_runtime_says_of_a_sandbox_counts_more_than_where_a_process_of_the_pod_is() {
+    let mut node = Node::new();
+    let (sandbox, nested) = (Sandbox::start(), Sandbox::start());
+    node.say("5555-1", |_| {});
+    node.attach("5555-1", "c1", &sandbox, &["10.0.0.1"]).unwrap();
+    // A process that made a namespace of its own.
+    node.place("5555-1", &nested);
+    node.enroller.recheck_next();
+    node.pass();
+    assert_eq!(node.local("5555-1").unwrap().netns.cookie, sandbox.cookie());
+    assert_eq!(node.kernel(nested.cookie()), None);
+}
+
+#[tokio::test]
+async fn a_pod_without_an_address_is_shut_and_the_nodes_own_namespace_is_never_touched() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    node.say("4444-1", |workload| workload.ips.clear());
+    node.place("4444-1", &sandbox);
+    node.pass();
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Shut), "{:?}", node.failure("4444-1"));
+    let own = crate::enrol::Sandbox::open("c".into(), "/proc/self/ns/net", Vec::new(), node.now).unwrap();
+    let refused = node.enroller.attach(&"4444-1".parse().unwrap(), own).unwrap_err();
+    assert!(refused.to_string().contains("of the node"), "{refused}");
+    // Nor if a hostNetwork pod is told to be enrolled.
+    let container = node.cgroups.path().join("kubepods/besteffort/pod4444-2/c1");
+    fs::create_dir_all(&container).unwrap();
+    fs::write(container.join("cgroup.procs"), format!("{}\n", std::process::id())).unwrap();
+    node.say("4444-2", |_| {});
+    node.pass();
+    assert!(node.failure("4444-2").unwrap().reason.contains("hostNetwork"));
+    let host = Netns::of_process("self").unwrap().0.cookie;
+    assert_eq!(node.kernel(host), None);
+}
+
+#[tokio::test]
+async fn a_pod_outside_the_mesh_is_found_by_its_sandbox_once_it_is_labelled() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    node.say("3333-1", |workload| workload.enrolled = false);
+    let refused = node.attach("3333-1", "c1", &sandbox, &["10.0.0.1"]).unwrap_err();
+    assert!(refused.contains("no more"), "{refused}");
+    node.pass();
+    node.say("3333-1", |_| {});
+    node.pass();
+    assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+    node.forget("3333-1");
+    node.pass();
+    assert_eq!(node.kernel(sandbox.cookie()), None);
 }

@@ -1,0 +1,177 @@
+//! Keeps the plugin in the container runtime's configuration: others write there too, whenever they like.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use serde::Serialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+use weft_cni::entry::{Entry, TYPE};
+
+use super::install::Host;
+use crate::node::Node;
+
+/// Without word of a change. For file systems that tell of none.
+const LOOK: Duration = Duration::from_secs(30);
+/// After something went wrong.
+const RETRY: Duration = Duration::from_secs(2);
+/// Whoever writes the file writes it in several steps: looked at when that is likely over.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How things stand with the plugin: for status.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CniStatus {
+    /// New pods wait for this agent.
+    pub installed: bool,
+    /// The configuration that has the entry.
+    pub configuration: Option<PathBuf>,
+    /// Times that the plugin or its entry had to be put (back) in place.
+    pub written: u64,
+    /// Why it is not installed.
+    pub error: Option<String>,
+}
+
+/// Installs the plugin as soon as this agent can answer it, and keeps it there until the node drains. A pod that starts before its node
+/// ever had a configuration starts outside the mesh, as if Weft were not there yet; on a node that had one, the entry is there already.
+pub async fn install_once_in_sync(node: Arc<Node>) {
+    let Some((host, settings)) = node.settings.cni.as_ref().and_then(|it| Some((it.host.clone()?, it)))
+    else {
+        return;
+    };
+    let entry = Entry {
+        kind: TYPE.into(),
+        socket: settings.socket.display().to_string(),
+        exclude_namespaces: settings.exclude_namespaces.clone(),
+    };
+    // They are of one image, side by side.
+    let plugin = match std::env::current_exe() {
+        Ok(own) => own.with_file_name(TYPE),
+        Err(error) => return error!(%error, "cannot tell where weft-cni is"),
+    };
+    let kept = async {
+        let mut control = node.control.subscribe();
+        if control.wait_for(|status| status.synced).await.is_ok() {
+            keep(host, plugin, entry, &node.cni).await;
+        }
+    };
+    tokio::select! {
+        () = kept => {}
+        () = node.drain.draining.cancelled() => {}
+    }
+}
+
+/// For ever: installs the plugin, and again whenever it is not there.
+async fn keep(host: Host, plugin: PathBuf, entry: Entry, status: &watch::Sender<CniStatus>) {
+    let mut watched = watch_directory(&host.conf_dir);
+    loop {
+        if watched.is_none() {
+            watched = watch_directory(&host.conf_dir);
+        }
+        let (target, source, wanted) = (host.clone(), plugin.clone(), entry.clone());
+        let done = tokio::task::spawn_blocking(move || target.install(&source, &wanted)).await;
+        let done = done.map_err(|error| error.to_string());
+        let done = done.and_then(|done| done.map_err(|error| error.to_string()));
+        let pause = if done.is_ok() { LOOK } else { RETRY };
+        note(status, done);
+        tokio::select! {
+            () = changed(watched.as_ref()) => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn note(status: &watch::Sender<CniStatus>, done: Result<(PathBuf, bool), String>) {
+    status.send_if_modified(|status| {
+        let before = status.clone();
+        match done {
+            Ok((configuration, written)) => {
+                if written {
+                    info!(configuration = %configuration.display(), "the CNI plugin is in place");
+                    status.written += 1;
+                }
+                (status.installed, status.configuration, status.error) = (true, Some(configuration), None);
+            }
+            Err(reason) => {
+                if status.error.as_ref() != Some(&reason) {
+                    error!(
+                        reason,
+                        "the CNI plugin cannot be installed: new pods start without waiting for the mesh"
+                    );
+                }
+                (status.installed, status.error) = (false, Some(reason));
+            }
+        }
+        *status != before
+    });
+}
+
+fn watch_directory(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
+    let open = || -> io::Result<AsyncFd<OwnedFd>> {
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        let changes = inotify::WatchFlags::CLOSE_WRITE
+            | inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::MOVED_FROM
+            | inotify::WatchFlags::DELETE;
+        inotify::add_watch(&watch, directory, changes)?;
+        // SAFETY: the descriptor is owned by what is returned, and nobody else closes it.
+        Ok(unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }?)
+    };
+    open()
+        .inspect_err(|error| warn!(directory = %directory.display(), %error, "the CNI configuration is not watched, only looked at"))
+        .ok()
+}
+
+/// Returns when something happened in the directory; without a watch never.
+async fn changed(watched: Option<&AsyncFd<OwnedFd>>) {
+    let Some(watched) = watched else { return std::future::pending().await };
+    let Ok(mut ready) = watched.readable().await else { return std::future::pending().await };
+    // What happened is all the same: everything is looked at again.
+    let mut events = [0_u8; 4096];
+    while rustix::io::read(watched.get_ref(), &mut events).is_ok_and(|bytes| bytes > 0) {}
+    ready.clear_ready();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_others_write_is_repaired_and_what_is_broken_is_told_until_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let host = Host { bin_dir: at("bin"), conf_dir: at("net.d") };
+        fs::create_dir(&host.conf_dir).unwrap();
+        fs::write(at("weft-cni"), "binary").unwrap();
+        let entry = Entry { kind: "weft-cni".into(), socket: "/s".into(), exclude_namespaces: Vec::new() };
+        let (sender, mut status) = watch::channel(CniStatus::default());
+        let plugin = at("weft-cni");
+        let kept = tokio::spawn(async move { keep(host, plugin, entry, &sender).await });
+        let list = r#"{"name":"k8s","cniVersion":"1.0.0","plugins":[{"type":"bridge"}]}"#;
+        let file = at("net.d/10-a.conflist");
+
+        let empty = status.wait_for(|it| it.error.is_some()).await.unwrap().clone();
+        assert!(empty.error.unwrap().contains("no network configuration"));
+        fs::write(&file, list).unwrap();
+        let written = status.wait_for(|it| it.installed).await.unwrap().written;
+        assert!(fs::read_to_string(&file).unwrap().contains("weft-cni"));
+
+        fs::write(&file, list).unwrap();
+        status.wait_for(|it| it.written > written).await.unwrap();
+        assert!(fs::read_to_string(&file).unwrap().contains("weft-cni"));
+
+        fs::write(&file, &list[..20]).unwrap();
+        let broken = status.wait_for(|it| !it.installed).await.unwrap().error.clone().unwrap();
+        assert!(broken.contains("10-a.conflist") && broken.contains("not JSON"), "{broken}");
+        fs::write(&file, list).unwrap();
+        status.wait_for(|it| it.installed && it.error.is_none()).await.unwrap();
+        kept.abort();
+    }
+}
