@@ -33,3 +33,4 @@ pub mod socket;
 pub mod status;
 pub mod telemetry;
 pub mod tunnel;
+pub mod uninstall;

@@ -1,7 +1,8 @@
 //! `weft-node`: reads the settings, starts the node proxy, waits for the end.
 //!
 //! Start-up: kernel hooks (or those of an earlier process) → shared state → control plane's stream,
-//! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile.
+//! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile, unless Weft is being removed from
+//! the node (`uninstall`).
 
 mod allocator;
 
@@ -30,6 +31,7 @@ use weft_node::settings::{
 };
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
+use weft_node::uninstall::{self, Cluster};
 use weft_node::{admin, cgroup_root, cni, inbound, kernel_metrics, node_metrics, outbound};
 
 /// Threads for passes over the pods and files of the control connection: there are few at a time.
@@ -170,7 +172,11 @@ async fn run(settings: Settings) -> Result<()> {
         let agent = cni::serve(&settings.socket, &node, &enroller)
             .with_context(|| format!("cannot open the CNI socket {}", settings.socket.display()))?;
         tokio::spawn(agent);
-        tokio::spawn(cni::install_once_in_sync(Arc::clone(&node)));
+    }
+    let installed = tokio::spawn(cni::install_once_in_sync(Arc::clone(&node)));
+    let cluster = Cluster::from_environment(node.settings.daemonset.clone()).map(Arc::new);
+    if let Some(cluster) = cluster.clone() {
+        tokio::spawn(async move { cluster.verify().await });
     }
     let stream = tokio::spawn(discovery::run(control, sink));
     let pods = tokio::spawn(enrol::run(Arc::clone(&node), Arc::clone(&enroller), requests));
@@ -181,12 +187,33 @@ async fn run(settings: Settings) -> Result<()> {
         ended = stream => Some(format!("the control plane's client ended: {ended:?}")),
         ended = pods => Some(format!("the enrolment of pods ended: {ended:?}")),
     };
+    let uninstalled = match cluster.filter(|_| failed.is_none()) {
+        Some(cluster) => cluster.was_removed().await,
+        None => false,
+    };
     // Told first: tunnels say GOAWAY, and nothing is enrolled any more.
     node.drain.draining.cancel();
     enroller.lock().close();
+    if uninstalled {
+        // Not beside a repair of what is taken away.
+        let _ = installed.await;
+        let (pin_dir, host) =
+            (node.settings.pin_dir.clone(), node.settings.cni.as_ref().and_then(|it| it.host.clone()));
+        tokio::task::spawn_blocking(move || remove_all(&pin_dir, host.as_ref())).await??;
+    }
     node.drain.finish(node.settings.drain, asked_to_end(&mut terminate, &mut interrupt)).await;
     node.telemetry.shutdown(FLUSH).await;
-    info!("weft-node ends; the hooks stay, and enrolled pods fail closed until it is back");
+    if uninstalled {
+        let admin = match &node.settings.admin {
+            AdminAddress::Unix(path) => Some(path.as_path()),
+            AdminAddress::Tcp(_) => None,
+        };
+        let cni = node.settings.cni.as_ref().map(|it| it.socket.as_path());
+        uninstall::remove_sockets(admin.into_iter().chain(cni));
+        info!("weft-node ends; nothing of it is left on this node");
+    } else {
+        info!("weft-node ends; the hooks stay, and enrolled pods fail closed until it is back");
+    }
     failed.map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason)))
 }
 

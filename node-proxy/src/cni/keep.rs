@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use weft_cni::entry::{Entry, TYPE};
 
@@ -54,22 +55,25 @@ pub async fn install_once_in_sync(node: Arc<Node>) {
         Ok(own) => own.with_file_name(TYPE),
         Err(error) => return error!(%error, "cannot tell where weft-cni is"),
     };
-    let kept = async {
-        let mut control = node.control.subscribe();
-        if control.wait_for(|status| status.synced).await.is_ok() {
-            keep(host, plugin, entry, &node.cni).await;
-        }
-    };
+    let mut control = node.control.subscribe();
+    let end = &node.drain.draining;
     tokio::select! {
-        () = kept => {}
-        () = node.drain.draining.cancelled() => {}
+        in_sync = control.wait_for(|status| status.synced) => drop(in_sync),
+        () = end.cancelled() => return,
     }
+    keep(host, plugin, entry, &node.cni, end).await;
 }
 
-/// For ever: installs the plugin, and again whenever it is not there.
-async fn keep(host: Host, plugin: PathBuf, entry: Entry, status: &watch::Sender<CniStatus>) {
+/// Until `end`: installs the plugin, and again whenever it is not there. When it returns, nothing is being written any more.
+async fn keep(
+    host: Host,
+    plugin: PathBuf,
+    entry: Entry,
+    status: &watch::Sender<CniStatus>,
+    end: &CancellationToken,
+) {
     let mut watched = watch_directory(&host.conf_dir);
-    loop {
+    while !end.is_cancelled() {
         if watched.is_none() {
             watched = watch_directory(&host.conf_dir);
         }
@@ -82,6 +86,7 @@ async fn keep(host: Host, plugin: PathBuf, entry: Entry, status: &watch::Sender<
         tokio::select! {
             () = changed(watched.as_ref()) => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(pause) => {}
+            () = end.cancelled() => {}
         }
     }
 }
@@ -153,7 +158,9 @@ mod tests {
         let entry = Entry { kind: "weft-cni".into(), socket: "/s".into(), exclude_namespaces: Vec::new() };
         let (sender, mut status) = watch::channel(CniStatus::default());
         let plugin = at("weft-cni");
-        let kept = tokio::spawn(async move { keep(host, plugin, entry, &sender).await });
+        let end = CancellationToken::new();
+        let until = end.clone();
+        let kept = tokio::spawn(async move { keep(host, plugin, entry, &sender, &until).await });
         let list = r#"{"name":"k8s","cniVersion":"1.0.0","plugins":[{"type":"bridge"}]}"#;
         let file = at("net.d/10-a.conflist");
 
@@ -172,6 +179,7 @@ mod tests {
         assert!(broken.contains("10-a.conflist") && broken.contains("not JSON"), "{broken}");
         fs::write(&file, list).unwrap();
         status.wait_for(|it| it.installed && it.error.is_none()).await.unwrap();
-        kept.abort();
+        end.cancel();
+        kept.await.unwrap();
     }
 }

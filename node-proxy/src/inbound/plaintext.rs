@@ -53,8 +53,7 @@ async fn connection(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, client:
 fn check_mode(incoming: &Incoming) -> Result<(), Refusal> {
     match incoming.pod.workload.load().inbound_mode {
         InboundMode::Permissive => Ok(()),
-        // The kubelet's probes too: the snapshot does not name the node's own addresses. The probed ports of a STRICT
-        // pod go into `weft.dev/exclude-inbound-ports` (docs/node-proxy.md).
+        // The kubelet's probes do not come here: the kernel knows them by the process that connects (docs/kernel.md).
         InboundMode::Strict => {
             Err(Refusal::new(CloseReason::PlaintextRefused, "only mutual TLS is let in (STRICT)"))
         }

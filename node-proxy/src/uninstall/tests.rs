@@ -1,0 +1,167 @@
+//! Only a clear answer is an uninstall: asked of a real TLS server that answers what an API server may.
+
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rustls::ServerConfig;
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+const PRESENT: (u16, &str) = (200, r#"{"kind":"DaemonSet","metadata":{"name":"weft-node"}}"#);
+const DELETING: (u16, &str) = (
+    200,
+    r#"{"kind":"DaemonSet","metadata":{"name":"weft-node","deletionTimestamp":"2026-11-22T00:00:00Z"}}"#,
+);
+const GONE: (u16, &str) = (404, r#"{"kind":"Status","status":"Failure","reason":"NotFound","code":404}"#);
+const FORBIDDEN: (u16, &str) = (403, r#"{"kind":"Status","reason":"Forbidden"}"#);
+const UNAUTHORIZED: (u16, &str) = (401, r#"{"kind":"Status","reason":"Unauthorized"}"#);
+/// The connection is closed without an answer.
+const SILENT: (u16, &str) = (0, "");
+
+/// An API server that gives these answers in turn, the last one for ever.
+struct Api {
+    cluster: Cluster,
+    answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+    _credentials: tempfile::TempDir,
+}
+
+impl Api {
+    async fn start() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let authority = CertifiedIssuer::self_signed(CertificateParams::new(vec!["ca".into()]).unwrap(), key);
+        Self::with(authority.unwrap(), None).await
+    }
+
+    /// `trusted`: the authority that the client believes in, if it is another.
+    async fn with(authority: CertifiedIssuer<'static, KeyPair>, trusted: Option<String>) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        let credentials = tempfile::tempdir().unwrap();
+        std::fs::write(credentials.path().join("ca.crt"), trusted.unwrap_or(authority.pem())).unwrap();
+        std::fs::write(credentials.path().join("token"), "the-token\n").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (answers, requests) = (Arc::new(Mutex::new(vec![PRESENT])), Arc::new(Mutex::new(Vec::new())));
+        tokio::spawn(serve(
+            listener,
+            TlsAcceptor::from(Arc::new(tls)),
+            Arc::clone(&answers),
+            Arc::clone(&requests),
+        ));
+        let cluster = Cluster {
+            host: "127.0.0.1".into(),
+            port,
+            credentials: credentials.path().into(),
+            daemonset: "weft-system/weft-node".parse().unwrap(),
+            seen: AtomicBool::new(false),
+        };
+        Self { cluster, answers, requests, _credentials: credentials }
+    }
+
+    async fn answers(&self, answers: &[(u16, &'static str)]) {
+        *self.answers.lock().await = answers.to_vec();
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+) {
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = tls.accept(tcp).await else { continue };
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        requests.lock().await.push(String::from_utf8_lossy(&request[..length]).into_owned());
+        let mut answers = answers.lock().await;
+        let (status, body) = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
+        if status != 0 {
+            let text = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(text.as_bytes()).await.unwrap();
+        }
+        // The client may have gone.
+        let _ = stream.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn only_a_clear_answer_is_an_uninstall() {
+    let api = Api::start().await;
+    api.cluster.verify().await;
+    for (answers, removed) in [
+        (&[PRESENT][..], false),
+        (&[DELETING], true),
+        (&[GONE], true),
+        (&[FORBIDDEN], true),
+        (&[UNAUTHORIZED], true),
+        // The last word counts, and an unclear one is asked again.
+        (&[FORBIDDEN, PRESENT], false),
+        (&[(503, "busy"), (429, "slow"), GONE], true),
+        (&[SILENT, PRESENT], false),
+        // Not all refused.
+        (&[FORBIDDEN, (500, ""), FORBIDDEN], false),
+        (&[(500, "")], false),
+        (&[SILENT], false),
+        // A 404 of something else, and a 200 of something else.
+        (&[(404, "<html>no such page</html>")], false),
+        (&[(404, r#"{"kind":"Status","reason":"Other"}"#)], false),
+        (&[(200, r#"{"kind":"DaemonSet","metadata":{"name":"other","deletionTimestamp":"x"}}"#)], false),
+        (&[(200, "{}")], false),
+        (&[(302, "")], false),
+    ] {
+        api.answers(answers).await;
+        assert_eq!(api.cluster.was_removed().await, removed, "{answers:?}");
+    }
+    let requests = api.requests.lock().await;
+    assert!(
+        requests[0].starts_with("GET /apis/apps/v1/namespaces/weft-system/daemonsets/weft-node HTTP/1.1")
+    );
+    assert!(requests[0].contains("authorization: Bearer the-token\r\n"), "{}", requests[0]);
+}
+
+#[tokio::test]
+async fn a_daemonset_that_was_never_seen_is_not_missed() {
+    let api = Api::start().await;
+    for answer in [GONE, FORBIDDEN, DELETING] {
+        api.answers(&[answer]).await;
+        assert!(!api.cluster.was_removed().await, "{answer:?}");
+    }
+    assert!(api.requests.lock().await.is_empty(), "nobody was asked");
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_and_one_that_does_not_answer_are_not_believed() {
+    let issuer = |name: &str| {
+        let params = CertificateParams::new(vec![name.into()]).unwrap();
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    };
+    let api = Api::with(issuer("ca"), Some(issuer("another").pem())).await;
+    api.answers(&[GONE]).await;
+    api.cluster.seen.store(true, Ordering::Relaxed);
+    assert!(!api.cluster.was_removed().await);
+    // Accepts, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let silent = Cluster { port, ..api.cluster };
+    assert!(matches!(silent.ask().await, Err(AskError::Late)));
+}
