@@ -51,10 +51,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     };
     match arguments.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
-        Format::Table => print!("{}", shown(&node, &answer)),
+        Format::Json => crate::write(&format!("{}\n", serde_json::to_string_pretty(&answer)?)),
+        Format::Table => crate::write(&shown(&node, &answer)),
     }
-    Ok(())
 }
 
 fn text(value: &Value) -> &str {

@@ -14,6 +14,7 @@ mod status;
 mod summary;
 mod table;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -54,8 +55,23 @@ enum Format {
     Json,
 }
 
+/// The Kubernetes client logs what it returns as an error besides.
+const LOG: &str = "warn,kube_client=off";
+
+/// Whoever reads has enough, as `head` does: no error.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// To standard output, unlike `print!` without a panic where nobody reads.
+fn write(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
+    Ok(())
+}
+
 fn main() -> ExitCode {
-    let level = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| "warn".into());
+    let level = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| LOG.into());
     tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).without_time().init();
     let done = |()| ExitCode::SUCCESS;
     let result = match Arguments::parse().command {
@@ -69,6 +85,9 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments).map(done),
     };
     result.unwrap_or_else(|error| {
+        if is_closed_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("weft: {error:#}");
         ExitCode::FAILURE
     })

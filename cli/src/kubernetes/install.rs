@@ -62,8 +62,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     let images = Images { registry: arguments.registry.clone(), tag: arguments.tag.clone() };
     let text = manifest::text(&images)?;
     if arguments.dry_run {
-        print!("{text}");
-        return Ok(());
+        return crate::write(&text);
     }
     let cluster = arguments.target.connect().await?;
     println!("cluster {}", cluster.server);

@@ -37,10 +37,27 @@ const NETWORKS: [(&str, &str); 10] = [
 ];
 
 pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
-    let mut findings = vec![server(facts), permissions(&facts.permissions), gateway_api(facts)];
-    findings.extend(meshes(facts));
-    findings.extend(network(facts));
-    findings.extend(kernels(&facts.nodes));
+    let readable = |resources: &[&str]| !resources.iter().any(|it| facts.unreadable.contains(it));
+    let mut findings = vec![server(facts), permissions(&facts.permissions)];
+    if !facts.unreadable.is_empty() {
+        findings.push(Finding::warning(
+            "permissions",
+            format!("you may not read {}", facts.unreadable.join(", ")),
+            "what depends on them was not checked",
+        ));
+    }
+    if readable(&["customresourcedefinitions"]) {
+        findings.push(gateway_api(facts));
+    }
+    if readable(&["daemonsets", "deployments", "namespaces"]) {
+        findings.extend(meshes(facts));
+    }
+    if readable(&["daemonsets", "configmaps of kube-system"]) {
+        findings.extend(network(facts));
+    }
+    if readable(&["nodes"]) {
+        findings.extend(kernels(&facts.nodes));
+    }
     findings.extend(pod_security(facts));
     findings
 }
@@ -277,6 +294,14 @@ mod tests {
             let told = findings.iter().find(|finding| finding.to_string().contains(part));
             assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_may_not_be_read() {
+        let unreadable = vec!["customresourcedefinitions", "daemonsets", "nodes"];
+        let facts = ClusterFacts { nodes: Vec::new(), workloads: Vec::new(), unreadable, ..good() };
+        let whats: Vec<String> = judge(&facts).into_iter().map(|finding| finding.what).collect();
+        assert_eq!(whats, ["API server", "permissions", "permissions"]);
     }
 
     #[test]

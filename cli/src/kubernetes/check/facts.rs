@@ -62,6 +62,8 @@ pub(super) struct ClusterFacts {
     pub(super) namespaces_in_two_meshes: Vec<String>,
     /// The level of Pod Security that weft-system enforces, if it is there and enforces one.
     pub(super) own_namespace_enforces: Option<String>,
+    /// What the user may not read, as resources: nothing is known of these.
+    pub(super) unreadable: Vec<&'static str>,
 }
 
 pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
@@ -76,16 +78,20 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
         permissions: permissions(client).await?,
         ..ClusterFacts::default()
     };
-    if let Some(definition) = read::<CustomResourceDefinition>(Api::all(client.clone()), ROUTES).await? {
+    let mut unreadable = Vec::new();
+    let mut noted = Noted(&mut unreadable);
+    let definition = read::<CustomResourceDefinition>(Api::all(client.clone()), ROUTES).await;
+    if let Some(definition) = noted.or_default("customresourcedefinitions", definition)? {
         let served = definition.spec.versions.into_iter().filter(|version| version.served);
         facts.definitions.insert(ROUTES.into(), served.map(|version| version.name).collect());
     }
-    facts.workloads = names::<DaemonSet>(client).await?;
-    facts.workloads.extend(names::<Deployment>(client).await?);
+    facts.workloads = noted.or_default("daemonsets", names::<DaemonSet>(client).await)?;
+    facts.workloads.extend(noted.or_default("deployments", names::<Deployment>(client).await)?);
     let cilium = Api::<ConfigMap>::namespaced(client.clone(), "kube-system");
-    facts.cilium = read(cilium, "cilium-config").await?.and_then(|map| map.data).unwrap_or_default();
-    facts.nodes = list::<Node>(client).await?;
-    for namespace in list::<Namespace>(client).await? {
+    let cilium = noted.or_default("configmaps of kube-system", read(cilium, "cilium-config").await)?;
+    facts.cilium = cilium.and_then(|map| map.data).unwrap_or_default();
+    facts.nodes = noted.or_default("nodes", list::<Node>(client).await)?;
+    for namespace in noted.or_default("namespaces", list::<Namespace>(client).await)? {
         let label = |key: &str| namespace.labels().get(key).map(String::as_str);
         if namespace.name_any() == NAMESPACE {
             facts.own_namespace_enforces = label("pod-security.kubernetes.io/enforce").map(str::to_owned);
@@ -97,51 +103,53 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
             facts.namespaces_in_two_meshes.push(namespace.name_any());
         }
     }
+    facts.unreadable = unreadable;
     Ok(facts)
 }
 
-/// None: it is not there, or its kind is not, or the user may not read it.
-async fn read<K>(api: Api<K>, name: &str) -> Result<Option<K>>
+/// Notes what may not be read, so that nothing is said of it.
+struct Noted<'a>(&'a mut Vec<&'static str>);
+
+impl Noted<'_> {
+    fn or_default<T: Default>(&mut self, what: &'static str, read: Result<T, kube::Error>) -> Result<T> {
+        match read {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                self.0.push(what);
+                Ok(T::default())
+            }
+            other => other.doing(&format!("read {what}")),
+        }
+    }
+}
+
+/// None: it is not there, or its kind is not.
+async fn read<K>(api: Api<K>, name: &str) -> Result<Option<K>, kube::Error>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     match api.get(name).await {
         Ok(object) => Ok(Some(object)),
-        Err(error) if is_missing(&error) || is_forbidden(&error) => Ok(None),
-        Err(error) => Err(error).doing(&format!("read {name}")),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-fn is_forbidden(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 403)
-}
-
-/// Empty where the user may not list them: the finding about permissions says so.
-async fn list<K>(client: &Client) -> Result<Vec<K>>
+async fn list<K>(client: &Client) -> Result<Vec<K>, kube::Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
-        Ok(list) => Ok(list.items),
-        Err(error) if is_forbidden(&error) => Ok(Vec::new()),
-        Err(error) => Err(error).doing(&format!("list {}", K::plural(&()))),
-    }
+    Ok(Api::<K>::all(client.clone()).list(&ListParams::default()).await?.items)
 }
 
-async fn names<K>(client: &Client) -> Result<Vec<(String, String)>>
+async fn names<K>(client: &Client) -> Result<Vec<(String, String)>, kube::Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    match Api::<K>::all(client.clone()).list_metadata(&ListParams::default()).await {
-        Ok(list) => {
-            let of = |object: kube::core::PartialObjectMeta<K>| {
-                (object.namespace().unwrap_or_default(), object.name_any())
-            };
-            Ok(list.items.into_iter().map(of).collect())
-        }
-        Err(error) if is_forbidden(&error) => Ok(Vec::new()),
-        Err(error) => Err(error).doing(&format!("list {}", K::plural(&()))),
-    }
+    let list = Api::<K>::all(client.clone()).list_metadata(&ListParams::default()).await?;
+    let of = |object: kube::core::PartialObjectMeta<K>| {
+        (object.namespace().unwrap_or_default(), object.name_any())
+    };
+    Ok(list.items.into_iter().map(of).collect())
 }
 
 async fn permissions(client: &Client) -> Result<Vec<Permission>> {
@@ -203,8 +211,10 @@ pub(super) struct InstalledFacts {
 /// None: Weft is not installed.
 pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts>> {
     let client = &cluster.client;
-    let deployment = read(Api::<Deployment>::namespaced(client.clone(), NAMESPACE), CONTROL).await?;
-    let daemon_set = read(Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE), NODE).await?;
+    let deployment = read(Api::<Deployment>::namespaced(client.clone(), NAMESPACE), CONTROL).await;
+    let deployment = deployment.doing("read weft-control")?;
+    let daemon_set = read(Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE), NODE).await;
+    let daemon_set = daemon_set.doing("read weft-node")?;
     if deployment.is_none() && daemon_set.is_none() {
         return Ok(None);
     }
@@ -223,12 +233,13 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
         }
         None => None,
     };
-    let lease = read(Api::<Lease>::namespaced(client.clone(), NAMESPACE), CONTROL).await?;
-    let leader = lease.and_then(|lease| lease.spec).and_then(|spec| {
+    let lease = read(Api::<Lease>::namespaced(client.clone(), NAMESPACE), CONTROL).await;
+    let leader = lease.doing("read Lease weft-control")?.and_then(|lease| lease.spec).and_then(|spec| {
         let renewed = u64::try_from(spec.renew_time?.0.as_second()).unwrap_or(0);
         Some((spec.holder_identity?, now_unix_s.saturating_sub(renewed)))
     });
-    let bundle = read(Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE), "weft-trust-bundle").await?;
+    let bundle = read(Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE), "weft-trust-bundle").await;
+    let bundle = bundle.doing("read ConfigMap weft-trust-bundle")?;
     Ok(Some(InstalledFacts {
         now_unix_s,
         control,
@@ -259,7 +270,7 @@ async fn workload(
 async fn nodes_without(cluster: &Cluster) -> Result<Vec<String>> {
     let pods = readiness::pods(cluster, Workload::Node).await?;
     let served: Vec<&str> = pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
-    let nodes = list::<Node>(&cluster.client).await?;
+    let nodes = list::<Node>(&cluster.client).await.doing("list nodes")?;
     let linux = |node: &Node| {
         let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
         info.is_none_or(|info| info.operating_system == "linux")
@@ -276,7 +287,8 @@ async fn definitions(client: &Client) -> Result<Vec<(String, Option<bool>)>> {
             continue;
         }
         let name = manifest::name(&object);
-        let found = read::<CustomResourceDefinition>(Api::all(client.clone()), name).await?;
+        let found = read::<CustomResourceDefinition>(Api::all(client.clone()), name).await;
+        let found = found.doing(&format!("read {name}"))?;
         let own: CustomResourceDefinition = serde_json::from_value(serde_json::to_value(&object)?)?;
         let schemas = |definition: &CustomResourceDefinition| -> Vec<_> {
             let versions = definition.spec.versions.iter();

@@ -5,7 +5,7 @@ mod before;
 mod facts;
 mod finding;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
 use finding::Finding;
@@ -33,13 +33,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     block_on(async {
         let cluster = arguments.target.connect().await?;
         let mut findings = before(&cluster).await?;
-        match facts::installed(&cluster).await? {
-            Some(facts) => findings.extend(after::judge(&facts)),
-            None => findings.push(Finding::ok("weft", "is not installed")),
+        match facts::installed(&cluster).await {
+            Ok(Some(facts)) => findings.extend(after::judge(&facts)),
+            Ok(None) => findings.push(Finding::ok("weft", "is not installed")),
+            Err(error) => findings.push(Finding::error(
+                "weft",
+                format!("{error:#}"),
+                "whether it is installed, and how it does, is not known",
+            )),
         }
         match arguments.output {
-            Format::Table => findings.iter().for_each(|finding| println!("{finding}")),
-            Format::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+            Format::Table => {
+                let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+                crate::write(&lines)?;
+            }
+            Format::Json => crate::write(&format!("{}\n", serde_json::to_string_pretty(&findings)?))?,
         }
         Ok(findings.iter().all(|finding| finding.level != Level::Error))
     })
@@ -47,10 +55,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
 
 /// What an installation needs.
 pub(super) async fn before(cluster: &Cluster) -> Result<Vec<Finding>> {
-    let facts = facts::cluster(cluster).await?;
-    let findings = before::judge(&facts);
-    if findings.is_empty() {
-        bail!("nothing could be looked at");
-    }
-    Ok(findings)
+    Ok(before::judge(&facts::cluster(cluster).await?))
 }
