@@ -203,6 +203,14 @@ impl Kernel {
         Ok(counters)
     }
 
+    /// The hooks that are attached, and in how many pods' namespaces `sk_lookup` is: for status.
+    pub fn attached(&self) -> Result<(Vec<String>, usize), KernelError> {
+        let failed = |path: std::path::PathBuf| move |source| KernelError::Pins { path, source };
+        let hooks = self.pins.pinned_links().map_err(failed(self.pins.links()))?;
+        let lookups = self.pins.pinned_lookups().map_err(failed(self.pins.lookups()))?;
+        Ok((hooks, lookups.len()))
+    }
+
     /// Name, entries in use, capacity. Walks the maps: for a scrape, not for every connection.
     pub fn map_fill(&self) -> Result<Vec<(&'static str, usize, u32)>, KernelError> {
         macro_rules! fill {

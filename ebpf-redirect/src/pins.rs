@@ -58,6 +58,13 @@ impl Pins {
         self.lookups().join(netns_cookie.to_string())
     }
 
+    /// Names of the hooks whose links are pinned, sorted.
+    pub(crate) fn pinned_links(&self) -> io::Result<Vec<String>> {
+        let mut names = names(&self.links())?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Links of namespaces that an earlier process pinned.
     pub(crate) fn pinned_lookups(&self) -> io::Result<Vec<u64>> {
         Ok(names(&self.lookups())?.iter().filter_map(|name| name.parse().ok()).collect())

@@ -46,6 +46,10 @@ pub struct KernelStatus {
     /// Why not for sockets that applications accept; None: there too.
     pub redirect_accepted_reason: Option<String>,
     pub caveat: Option<String>,
+    /// The hooks that are attached to the node's cgroup.
+    pub programs: Vec<String>,
+    /// Pods in whose namespaces `sk_lookup` is attached.
+    pub lookups: usize,
     /// Those that are not zero.
     pub events: BTreeMap<&'static str, u64>,
     pub maps: Vec<MapStatus>,
@@ -138,14 +142,19 @@ impl Node {
         };
         let redirect = self.kernel.redirect_on();
         let off = || why(&report.redirect).unwrap_or_else(|| "switched off by --redirect=off".into());
-        let (counters, fill) = (self.kernel.counters(), self.kernel.map_fill());
-        let error = counters.as_ref().err().or(fill.as_ref().err()).map(ToString::to_string);
+        let (counters, fill, attached) =
+            (self.kernel.counters(), self.kernel.map_fill(), self.kernel.attached());
+        let error = counters.as_ref().err().or(fill.as_ref().err()).or(attached.as_ref().err());
+        let error = error.map(ToString::to_string);
+        let (programs, lookups) = attached.unwrap_or_default();
         let maps = fill.unwrap_or_default();
         KernelStatus {
             redirect,
             redirect_reason: (!redirect).then(off),
             redirect_accepted_reason: why(&report.redirect_accepted),
             caveat: report.caveat.clone(),
+            programs,
+            lookups,
             events: counters
                 .iter()
                 .flat_map(weft_ebpf::Counters::iter)

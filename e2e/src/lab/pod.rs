@@ -50,8 +50,27 @@ impl Lab {
         Ok(())
     }
 
+    /// What there is of a new pod when the container runtime calls its CNI plugins: addresses, a namespace, and no process.
+    /// `text`: a manifest with this one Pod in it, written as `file`.
+    pub fn sandbox(&mut self, file: &str, text: &str, key: &str) -> Result<PodState> {
+        self.write_manifest(file, text)?;
+        let manifests = Manifests::read(&self.state.manifests)?;
+        let pod = manifests.pods.get(key).ok_or_else(|| anyhow!("no Pod {key} in {file}"))?;
+        let state = self.place_sandbox(pod)?;
+        self.publish(&manifests)?;
+        Ok(state)
+    }
+
     /// Gives the pod its addresses, its namespace, its cgroup and the process that holds it.
     fn place_pod(&mut self, pod: &Pod) -> Result<PodState> {
+        let state = self.place_sandbox(pod)?;
+        let mut pause = Command::new("sleep");
+        pause.arg("infinity");
+        start(pause, &self.place(&state, PAUSE), &self.pod_directory(&state).join("pause.log"))?;
+        Ok(state)
+    }
+
+    fn place_sandbox(&mut self, pod: &Pod) -> Result<PodState> {
         let node = pod.spec.node_name.clone().ok_or_else(|| anyhow!("{} has no node", pod.key()))?;
         let index = network::node_index(&node)?;
         if index > self.state.options.nodes {
@@ -75,9 +94,6 @@ impl Lab {
         for file in ["hosts", "resolv.conf"] {
             fs::write(self.pod_directory(&state).join(file), "")?;
         }
-        let mut pause = Command::new("sleep");
-        pause.arg("infinity");
-        start(pause, &self.place(&state, PAUSE), &self.pod_directory(&state).join("pause.log"))?;
         Ok(state)
     }
 
@@ -262,6 +278,17 @@ impl Lab {
         let mut command = self.command(key, words)?;
         command.stdin(Stdio::null());
         command.output().with_context(|| format!("cannot run {} in {key}", words.join(" ")))
+    }
+
+    /// Runs a command as a process of the node itself, such as its kubelet, to its end.
+    pub fn exec_on_node(&self, node: &str, words: &[String]) -> Result<Output> {
+        let (program, arguments) =
+            words.split_first().ok_or_else(|| anyhow!("no command to run on {node}"))?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        let cgroup = self.cgroup().join(node).join("kubelet.service");
+        Place { netns: self.node_netns(node), cgroup, files: Vec::new() }.apply(&mut command)?;
+        command.output().with_context(|| format!("cannot run {program} on {node}"))
     }
 
     /// Runs a command inside the pod; its standard output, if it exits with 0.

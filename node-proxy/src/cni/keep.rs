@@ -18,6 +18,8 @@ use weft_cni::entry::{Entry, TYPE};
 use super::install::Host;
 use crate::node::Node;
 
+/// Where the image has files that are for the host.
+const IMAGE_DIR: &str = "/opt/weft/bin";
 /// Without word of a change. For file systems that tell of none.
 const LOOK: Duration = Duration::from_secs(30);
 /// After something went wrong.
@@ -50,11 +52,9 @@ pub async fn install_once_in_sync(node: Arc<Node>) {
         socket: settings.socket.display().to_string(),
         exclude_namespaces: settings.exclude_namespaces.clone(),
     };
-    // They are of one image, side by side.
-    let plugin = match std::env::current_exe() {
-        Ok(own) => own.with_file_name(TYPE),
-        Err(error) => return error!(%error, "cannot tell where weft-cni is"),
-    };
+    // They are of one build: side by side, or where the image has what is for the host.
+    let beside = std::env::current_exe().map(|own| own.with_file_name(TYPE)).ok();
+    let plugin = beside.filter(|plugin| plugin.exists()).unwrap_or_else(|| Path::new(IMAGE_DIR).join(TYPE));
     let mut control = node.control.subscribe();
     let end = &node.drain.draining;
     tokio::select! {

@@ -44,6 +44,10 @@ pub struct ControlStatus {
     pub synced: bool,
     pub revision: u64,
     pub applied_unix_ms: Option<u64>,
+    /// The lag behind the control plane: how long the last delta took from its receipt until pods and kernel had followed.
+    pub applied_after_ms: Option<u64>,
+    /// Since when a delta is being applied; None: all that came is.
+    pub applying_since_unix_ms: Option<u64>,
     pub deltas_applied: u64,
     pub deltas_refused: u64,
     pub connects: u64,
@@ -153,6 +157,8 @@ async fn apply<F: Follow>(sink: &Sink<F>, complete: Complete) -> v1::node_messag
         return refuse(sink, nonce, refusals);
     }
     debug!(revision = revision.0, changes = changes.len(), "applying a delta");
+    let started = tokio::time::Instant::now();
+    sink.status.send_modify(|status| status.applying_since_unix_ms = unix_ms());
     let mesh = changes.iter().rev().find_map(|change| match change {
         Change::Upsert(_, _, Resource::Mesh(mesh)) => Some(Arc::clone(mesh)),
         _ => None,
@@ -169,6 +175,8 @@ async fn apply<F: Follow>(sink: &Sink<F>, complete: Complete) -> v1::node_messag
         status.synced = true;
         status.revision = revision.0;
         status.applied_unix_ms = unix_ms();
+        status.applied_after_ms = u64::try_from(started.elapsed().as_millis()).ok();
+        status.applying_since_unix_ms = None;
         status.deltas_applied += 1;
         status.refused.clear();
     });
@@ -201,6 +209,7 @@ fn refuse<F>(sink: &Sink<F>, nonce: u64, refusals: Vec<v1::Refusal>) -> v1::node
     warn!(?refused, "the control plane's delta is refused; the last good configuration stays");
     sink.status.send_modify(|status| {
         status.deltas_refused += 1;
+        status.applying_since_unix_ms = None;
         status.refused = refused;
     });
     v1::node_message::Message::Nack(v1::Nack { nonce, refusals })

@@ -29,7 +29,7 @@ pub enum SandboxError {
     Path(String),
     #[error("{path:?} is not a network namespace: {source}")]
     NotNetns { path: String, source: io::Error },
-    #[error("{0:?} is the network namespace of the node, which cannot be enrolled")]
+    #[error("sandbox {0} has the network namespace of the node, which cannot be enrolled")]
     HostNetwork(String),
     #[error("there are {SANDBOXES_MAX} sandboxes already")]
     TooMany,
@@ -58,13 +58,13 @@ impl Sandbox {
         if !Path::new(path).is_absolute() {
             return Err(SandboxError::Path(path.to_owned()));
         }
-        let mut opened = Err(io::ErrorKind::NotFound.into());
-        for candidate in candidates(path) {
-            opened = open_netns(&candidate);
-            if opened.is_ok() {
-                break;
-            }
-        }
+        let missing = Err(io::Error::from(io::ErrorKind::NotFound));
+        let opened = candidates(path).iter().fold(missing, |opened, candidate| match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => open_netns(candidate),
+            // Something is there that is not it.
+            Err(error) => open_netns(candidate).map_err(|_| error),
+            found => found,
+        });
         let file = opened.map_err(not_netns)?;
         let id = NetnsId::of(&file).map_err(not_netns)?;
         let netns = Netns::new(file.into()).map_err(not_netns)?;
