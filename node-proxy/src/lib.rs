@@ -24,6 +24,7 @@ pub mod l7;
 pub mod node;
 pub mod node_metrics;
 pub mod outbound;
+mod pod_config;
 pub mod policy;
 pub mod relay;
 pub mod route;

@@ -272,10 +272,12 @@ fn joined(mistakes: &[EnvironmentError]) -> anyhow::Error {
 
 fn admin_sources(node: &Arc<Node>) -> AdminSources {
     let (ready, dumped, reported) = (Arc::clone(node), Arc::clone(node), Arc::clone(node));
+    let of_pods = Arc::clone(node);
     AdminSources {
         unready: Arc::new(move || ready.unready()),
         config_dump: Arc::new(move || dumped.config_dump()),
         status: Arc::new(move || serde_json::json!(reported.status())),
+        pod: Arc::new(move |namespace, name| of_pods.pod_config(namespace, name)),
     }
 }
 

@@ -169,7 +169,7 @@ impl Node {
         }
     }
 
-    fn pod_status(&self, workload: &Workload) -> PodStatus {
+    pub(crate) fn pod_status(&self, workload: &Workload) -> PodStatus {
         let local = self.pods.by_uid(&workload.uid);
         let failure = self.pods.failures().get(&workload.uid).cloned();
         let state = match &local {

@@ -41,10 +41,13 @@ const DIRECTORY_MODE: u32 = 0o700;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
 
-const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status";
+const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status /pod/<namespace>/<name>";
 
 /// Makes a JSON document; called on the blocking pool.
 pub type JsonSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// The same for one pod; None: it is not on this node.
+pub type PodSource = Arc<dyn Fn(&str, &str) -> Option<serde_json::Value> + Send + Sync>;
 
 /// What the endpoint shows besides telemetry.
 #[derive(Clone)]
@@ -53,6 +56,8 @@ pub struct AdminSources {
     pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     pub config_dump: JsonSource,
     pub status: JsonSource,
+    /// What the node holds for a pod of its own, by namespace and name.
+    pub pod: PodSource,
 }
 
 /// Why the endpoint does not open.
@@ -179,6 +184,14 @@ async fn answer(request: &Request<Incoming>, shared: Arc<Shared>) -> Response<Fu
 }
 
 impl Shared {
+    fn pod(&self, which: &str) -> Response<Full<Bytes>> {
+        let found = which.split_once('/').and_then(|(namespace, name)| (self.sources.pod)(namespace, name));
+        match found {
+            Some(pod) => json(&pod),
+            None => text(StatusCode::NOT_FOUND, format!("no pod {which} is on this node\n")),
+        }
+    }
+
     fn page(&self, path: &str, format: TextFormat) -> Response<Full<Bytes>> {
         match path {
             "/healthz" => text(StatusCode::OK, "ok\n".into()),
@@ -195,6 +208,7 @@ impl Shared {
             "/config_dump" => json(&(self.sources.config_dump)()),
             "/status" => json(&(self.sources.status)()),
             "/connections" => json(&self.telemetry.connections()),
+            path if path.starts_with("/pod/") => self.pod(&path["/pod/".len()..]),
             _ => text(
                 StatusCode::NOT_FOUND,
                 format!("no such page; there are {}\n", ENDPOINTS.replace(' ', ", ")),
