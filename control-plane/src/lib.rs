@@ -22,9 +22,10 @@ use anyhow::Context;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Authority, JoinTokens, Lifetimes};
+use crate::authority::{Authenticate, Authority, JoinTokens, Lifetimes, LivePods, TokenReviews};
 use crate::index::Index;
 use crate::line_quota::LineQuota;
 use crate::listener::ServerCertificate;
@@ -35,8 +36,6 @@ use crate::source::kubernetes::Kubernetes;
 use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Report, Sink, Source};
 use crate::world::{Metrics, World};
 
-/// How often the extra roots are looked at.
-const ROOTS_INTERVAL: Duration = Duration::from_secs(2);
 /// After a renewal of the listener's certificate that failed.
 const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
@@ -77,17 +76,23 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let trust_domain = settings.validate()?;
     let client =
         if settings.kubernetes { Some(client(&settings).await.context("Kubernetes")?) } else { None };
-    let authority =
-        Authority::open(&settings, trust_domain.clone(), lifetimes).context("certificate authority")?;
+    let authority = Authority::open(&settings, client.clone(), trust_domain.clone(), lifetimes)
+        .await
+        .context("certificate authority")?;
     let mut index = Index::new(trust_domain, &settings.namespace);
     index.set_roots(authority.bundle());
     let index = Arc::new(RwLock::new(index));
     let (report_sender, report) = watch::channel(Arc::new(Report::default()));
     let stop = CancellationToken::new();
+    let authenticate: Arc<dyn Authenticate> = match client.clone() {
+        Some(client) => Arc::new(TokenReviews::new(client, &settings.namespace)),
+        None => Arc::new(JoinTokens(index.clone())),
+    };
     let world = Arc::new(World {
+        live_pods: client.clone().map(LivePods::new),
         client,
         subjects: Arc::default(),
-        authenticate: Arc::new(JoinTokens(index.clone())),
+        authenticate,
         index,
         hub: Hub::default(),
         authority,
@@ -173,34 +178,68 @@ async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
     }
 }
 
-/// Renews the listener's certificate and follows the extra roots.
+/// Renews the listener's certificate, and follows the authority's store.
 async fn renew(
     world: Arc<World>,
     certificate: Arc<ServerCertificate>,
     every: Duration,
     stop: CancellationToken,
 ) {
-    let mut roots = tokio::time::interval(ROOTS_INTERVAL);
+    let mut look = tokio::time::interval(world.authority.look_every());
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut renewal = tokio::time::interval(every);
     renewal.tick().await;
+    let mut following = Following::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = renewal.tick() => {
-                if let Err(error) = certificate.renew(&world) {
-                    tracing::error!(%error, "the listener's certificate was not renewed");
-                    renewal.reset_after(RENEWAL_RETRY);
-                }
-            }
-            _ = roots.tick() => match world.authority.refresh_bundle() {
-                Ok(Some(bundle)) => {
+            _ = renewal.tick() => {}
+            _ = look.tick() => if !following.look(&world).await { continue },
+        }
+        if let Err(error) = certificate.renew(&world) {
+            tracing::error!(%error, "the listener's certificate was not renewed");
+            renewal.reset_after(RENEWAL_RETRY);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Following {
+    /// The revision that brought nodes the present bundle.
+    bundle_revision: u64,
+    /// What was last wrong: told once.
+    problem: Option<String>,
+}
+
+impl Following {
+    /// True: another authority signs now.
+    async fn look(&mut self, world: &World) -> bool {
+        match world.authority.follow().await {
+            Ok(bundle) => {
+                self.problem = None;
+                if let Some(bundle) = bundle {
                     tracing::info!(roots = bundle.len(), "trust bundle changed");
-                    let changes = world.index.write().set_roots(bundle);
+                    let changes = {
+                        let mut index = world.index.write();
+                        let changes = index.set_roots(bundle);
+                        self.bundle_revision = index.revision().0;
+                        changes
+                    };
                     world.hub.changed(&changes);
                 }
-                Ok(None) => {}
-                Err(error) => tracing::error!(%error, "extra roots; the last good bundle stays"),
-            },
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if self.problem.as_ref() != Some(&problem) {
+                    tracing::error!(problem, "the last good authority and trust bundle stay");
+                }
+                self.problem = Some(problem);
+            }
         }
+        let advanced = world.authority.advance(world.hub.all_have(self.bundle_revision));
+        if advanced {
+            tracing::info!("the new authority signs from now on");
+        }
+        advanced
     }
 }

@@ -89,7 +89,7 @@ pub(crate) async fn serve(
     let (ready, connections) = mpsc::channel(1);
     tokio::spawn(accept(world.clone(), listener, acceptor, ready, stop.clone()));
     let discovery =
-        DiscoveryServer::new(DiscoveryService(world.clone())).max_decoding_message_size(HELLO_BYTES_MAX);
+        DiscoveryServer::new(DiscoveryService::new(world.clone())).max_decoding_message_size(HELLO_BYTES_MAX);
     let certificates =
         CertificatesServer::new(CertificateService(world)).max_decoding_message_size(2 * CSR_BYTES_MAX);
     Server::builder()

@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Authenticate, Authority};
+use crate::authority::{Authenticate, Authority, LivePods};
 use crate::index::Index;
 use crate::line_quota::LineQuota;
 use crate::push::Hub;
@@ -33,6 +33,8 @@ pub struct World {
     pub authority: Authority,
     /// Judges the tokens of nodes.
     pub authenticate: Arc<dyn Authenticate>,
+    /// Pods that the index does not know yet; None without a cluster.
+    pub(crate) live_pods: Option<LivePods>,
     /// Lines about refused strangers: whoever can connect must not be able to fill the disk.
     pub refusals_logged: LineQuota,
     pub report: watch::Receiver<Arc<Report>>,

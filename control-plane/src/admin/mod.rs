@@ -175,6 +175,7 @@ fn status(world: &World) -> serde_json::Value {
         "trust_domain": trust_domain,
         "revision": revision,
         "nodes": nodes,
+        "authority": world.authority.status(),
         "source": &*report,
         "routes": routes,
     })

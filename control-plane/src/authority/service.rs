@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tonic::{Request, Response, Status};
-use weft_proto::identity::{NodeId, PodUid, SpiffeId};
+use weft_proto::identity::{NamespacedName, NodeId, PodUid, SpiffeId};
 use weft_proto::v1::certificates_server::Certificates;
 use weft_proto::v1::{SignNodeRequest, SignRequest, SignResponse};
 
@@ -12,13 +12,14 @@ use super::authenticate::bearer;
 use super::{AuthorityError, Signed};
 use crate::caller::Caller;
 use crate::index::Index;
+use crate::source::object::Pod;
 use crate::world::World;
 
 pub struct CertificateService(pub Arc<World>);
 
 /// Why a pod's certificate is refused. One answer to the caller for all: it learns nothing about other nodes' pods.
-fn granted(index: &Index, node: &str, uid: &PodUid) -> Result<SpiffeId, &'static str> {
-    let pod = index.pod_by_uid(uid).ok_or("the pod is not known")?;
+fn granted(index: &Index, node: &str, pod: Option<&Pod>) -> Result<SpiffeId, &'static str> {
+    let pod = pod.ok_or("the pod is not known")?;
     if pod.node.as_deref() != Some(node) {
         return Err("the pod is not on the caller's node");
     }
@@ -72,6 +73,26 @@ impl CertificateService {
         Ok((id, signed))
     }
 
+    /// As the index has it; if it has none, as the API server has it, where there is one and the request says where to look.
+    async fn pod(
+        &self,
+        node: &Arc<str>,
+        uid: &PodUid,
+        request: &SignRequest,
+    ) -> Result<Option<Arc<Pod>>, Status> {
+        let known = self.0.index.read().pod_by_uid(uid).cloned();
+        let Some(live) =
+            self.0.live_pods.as_ref().filter(|_| known.is_none() && !request.pod_name.is_empty())
+        else {
+            return Ok(known);
+        };
+        let id = NamespacedName::new(&request.pod_namespace, &request.pod_name)
+            .map_err(|_| Status::invalid_argument("pod_namespace and pod_name name no pod"))?;
+        let found = live.pod(node, &id).await?.filter(|pod| pod.uid == *uid);
+        tracing::info!(%node, pod_uid = %uid, pod = %id, found = found.is_some(), "pod looked up for a certificate");
+        Ok(found)
+    }
+
     async fn pod_certificate(
         &self,
         caller: &Caller,
@@ -84,7 +105,8 @@ impl CertificateService {
             .pod_uid
             .parse()
             .map_err(|_| plain(Status::invalid_argument("pod_uid is not a pod UID")))?;
-        let identity = granted(&world.index.read(), node, &uid).map_err(|reason| {
+        let pod = self.pod(node, &uid, &request).await.map_err(plain)?;
+        let identity = granted(&world.index.read(), node, pod.as_deref()).map_err(|reason| {
             (Status::permission_denied("no certificate for this pod on this node"), Some(reason.to_owned()))
         })?;
         let signed = world

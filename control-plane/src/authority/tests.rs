@@ -22,8 +22,17 @@ fn settings(directory: &std::path::Path) -> Settings {
     ])
 }
 
+/// By a runtime of its own: property tests have none.
 fn open(settings: &Settings) -> Result<Authority, AuthorityError> {
-    Authority::open(settings, "cluster.local".parse().unwrap(), Lifetimes::default())
+    now(Authority::open(settings, None, "cluster.local".parse().unwrap(), Lifetimes::default()))
+}
+
+fn now<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn part(text: &str) -> material::Part {
+    material::Part { of: "the test".into(), text: text.to_owned() }
 }
 
 fn request(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
@@ -91,7 +100,8 @@ fn the_root_is_made_once_and_kept() {
     let mode =
         |file: &str| std::fs::metadata(directory.path().join(file)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("ca.key"), mode("root.pem")), (0o600, 0o644));
-    assert_eq!(store::read_certificates(&directory.path().join("root.pem")).unwrap(), first);
+    let published = std::fs::read_to_string(directory.path().join("root.pem")).unwrap();
+    assert_eq!(material::certificates(&part(&published)).unwrap(), first);
 }
 
 #[test]
@@ -100,7 +110,7 @@ fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
     open(&settings(other.path())).unwrap();
     let root_key = KeyPair::from_pem(&std::fs::read_to_string(other.path().join("ca.key")).unwrap()).unwrap();
     let root_pem = std::fs::read_to_string(other.path().join("ca.pem")).unwrap();
-    let issuer = Issuer::from_ca_cert_pem(&root_pem, root_key).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root_pem, root_key).unwrap();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
@@ -124,7 +134,7 @@ fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
     open(&self::settings(third.path())).unwrap();
     let both = root_pem + &std::fs::read_to_string(third.path().join("root.pem")).unwrap();
     std::fs::write(other.path().join("root.pem"), both).unwrap();
-    assert_eq!(authority.refresh_bundle().unwrap().unwrap().len(), 2);
+    assert_eq!(now(authority.follow()).unwrap().unwrap().len(), 2);
 }
 
 #[test]
@@ -149,13 +159,11 @@ proptest! {
     #[test]
     fn arbitrary_certificates_and_bundles_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         prop_assert!(bundle::node_id(&bytes).is_err());
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("x.pem");
-        std::fs::write(&file, &bytes).unwrap();
-        prop_assert!(store::read_certificates(&file).is_err());
+        prop_assert!(material::certificates(&part(&String::from_utf8_lossy(&bytes))).is_err());
         let block = pem::encode(&pem::Pem::new("CERTIFICATE", bytes));
-        std::fs::write(&file, block).unwrap();
-        prop_assert!(store::read_certificates(&file).is_err());
+        prop_assert!(material::certificates(&part(&block)).is_err());
+        let material = material::Material { certificate: part(&block), key: part(&block), roots: part(&block) };
+        prop_assert!(Issuing::new(&material).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::convert;
@@ -24,7 +24,21 @@ const KNOWN_MAX: usize = 2_000_000;
 /// Messages handed to the transport and not sent yet.
 const CHUNKS_UNDER_WAY_MAX: usize = 2;
 
-pub struct DiscoveryService(pub Arc<World>);
+/// Hellos that are read at the same time: with the largest that is taken (64 MiB) this bounds their memory. A usual one takes
+/// milliseconds; who waits longer than its wait may come again.
+const HELLOS_UNDER_WAY_MAX: usize = 8;
+const HELLO_PLACE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+pub struct DiscoveryService {
+    world: Arc<World>,
+    hellos: Arc<Semaphore>,
+}
+
+impl DiscoveryService {
+    pub fn new(world: Arc<World>) -> Self {
+        Self { world, hellos: Arc::new(Semaphore::new(HELLOS_UNDER_WAY_MAX)) }
+    }
+}
 
 #[tonic::async_trait]
 impl Discovery for DiscoveryService {
@@ -34,7 +48,7 @@ impl Discovery for DiscoveryService {
         &self,
         request: Request<Streaming<v1::NodeMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let world = self.0.clone();
+        let (world, hellos) = (self.world.clone(), self.hellos.clone());
         let caller = Caller::of(&request)?;
         let certificate = caller.node(&world).cloned().inspect_err(|status| {
             world.metrics.subscriptions_refused.fetch_add(1, Ordering::Relaxed);
@@ -45,19 +59,20 @@ impl Discovery for DiscoveryService {
         let inbound = request.into_inner();
         let (out, stream) = mpsc::channel(CHUNKS_UNDER_WAY_MAX);
         // The answer's headers go out at once: a client may send its Hello only after them.
-        tokio::spawn(async move { serve(world, certificate, inbound, out).await });
+        tokio::spawn(async move { serve(world, hellos, certificate, inbound, out).await });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
 async fn serve(
     world: Arc<World>,
+    hellos: Arc<Semaphore>,
     certificate: Arc<Certificate>,
     mut inbound: Streaming<v1::NodeMessage>,
     out: mpsc::Sender<Result<v1::Delta, Status>>,
 ) {
     let node = certificate.node();
-    let ended = match hello(node, &mut inbound).await {
+    let ended = match hello(&hellos, node, &mut inbound).await {
         Ok((agent_version, held)) => match world.hub.join(node, agent_version) {
             Some(joined) => {
                 tracing::info!(%node, held = held.len(), "node connected");
@@ -83,9 +98,13 @@ async fn serve(
 
 /// The first message: what the node already holds.
 async fn hello(
+    hellos: &Semaphore,
     node: &str,
     inbound: &mut Streaming<v1::NodeMessage>,
 ) -> Result<(String, HashMap<ResourceKey, u64>), Status> {
+    let _place = tokio::time::timeout(HELLO_PLACE_WAIT_MAX, hellos.acquire())
+        .await
+        .map_err(|_| Status::resource_exhausted("too many nodes say hello at once"))?;
     let first = tokio::time::timeout(HELLO_WAIT_MAX, inbound.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no Hello"))??;

@@ -1,6 +1,8 @@
 //! Who is taken for a node: certificates that are refused and why, sessions that end, renewals that interrupt nothing.
 
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 use weft_control::authority::Lifetimes;
 
@@ -192,8 +194,8 @@ async fn the_listeners_certificate_changes_for_new_connections_and_closes_none()
 /// The certificate that the listener shows.
 async fn presented(world: &World) -> Vec<u8> {
     let mut roots = rustls::RootCertStore::empty();
-    let pem = std::fs::read(world.directory.path().join("state/root.pem")).unwrap();
-    for root in rustls_pemfile::certs(&mut pem.as_slice()) {
+    let file = world.directory.path().join("state/root.pem");
+    for root in CertificateDer::pem_file_iter(file).unwrap() {
         roots.add(root.unwrap()).unwrap();
     }
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -1,0 +1,169 @@
+//! A real Kubernetes API server with its etcd, on loopback, for the tests of this folder: one per test, gone with it.
+//!
+//! No controllers and no nodes: what a test needs, it creates. The binaries are those of the test cluster (`make cluster-up` makes
+//! them once); without them the tests fail, and say how to get them.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
+
+/// A loaded machine takes long to start an API server.
+const READY_WAIT_MAX: Duration = Duration::from_secs(120);
+const ADMIN_TOKEN: &str = "the-admin-of-these-tests-0123456789";
+
+pub struct ApiServer {
+    pub directory: tempfile::TempDir,
+    address: SocketAddr,
+    etcd: Child,
+    server: Child,
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        for child in [&mut self.server, &mut self.etcd] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Of the cache that the test cluster's scripts fill.
+fn binary(name: &str) -> PathBuf {
+    let cache = PathBuf::from(std::env::var_os("HOME").expect("there is a home")).join(".cache/weft");
+    let of_kubernetes = std::fs::read_dir(&cache).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut folders: Vec<_> = of_kubernetes
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubernetes-")))
+        .collect();
+    folders.sort();
+    folders.push(cache.join("cluster-tools"));
+    let found = folders.iter().rev().map(|folder| folder.join("bin").join(name)).find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not in {}: `make cluster-up` makes it", cache.display()))
+}
+
+/// Free a moment ago: whoever starts there says so if it no longer is.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn started(name: &str, log: &Path, arguments: &[String]) -> Child {
+    let log = std::fs::File::create(log).unwrap();
+    let errors = log.try_clone().unwrap();
+    let mut command = Command::new(binary(name));
+    command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors);
+    command.spawn().unwrap()
+}
+
+impl ApiServer {
+    /// `further`: arguments of the API server.
+    pub async fn start(further: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
+        let address: SocketAddr = ([127, 0, 0, 1], port).into();
+        let etcd_url = format!("http://127.0.0.1:{client_port}");
+        let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let etcd = started(
+            "etcd",
+            &directory.path().join("etcd.log"),
+            &[
+                format!("--data-dir={}", at("etcd")),
+                "--unsafe-no-fsync".into(),
+                format!("--listen-client-urls={etcd_url}"),
+                format!("--advertise-client-urls={etcd_url}"),
+                format!("--listen-peer-urls={peer_url}"),
+                format!("--initial-advertise-peer-urls={peer_url}"),
+                format!("--initial-cluster=default={peer_url}"),
+            ],
+        );
+        certificates(directory.path());
+        let admin = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
+        std::fs::write(directory.path().join("tokens.csv"), admin).unwrap();
+        let mut arguments = vec![
+            format!("--etcd-servers={etcd_url}"),
+            "--bind-address=127.0.0.1".into(),
+            "--advertise-address=127.0.0.1".into(),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={}", at("server.pem")),
+            format!("--tls-private-key-file={}", at("server.key")),
+            format!("--token-auth-file={}", at("tokens.csv")),
+            "--authorization-mode=RBAC".into(),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--service-account-issuer=https://kubernetes.default.svc".into(),
+            format!("--service-account-key-file={}", at("accounts.key")),
+            format!("--service-account-signing-key-file={}", at("accounts.key")),
+            "--disable-admission-plugins=ServiceAccount".into(),
+        ];
+        arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
+        let server = started("kube-apiserver", &directory.path().join("server.log"), &arguments);
+        let started = Self { directory, address, etcd, server };
+        started.write_kubeconfig();
+        started.ready().await;
+        started
+    }
+
+    async fn ready(&self) {
+        let end = Instant::now() + READY_WAIT_MAX;
+        loop {
+            let asked = self
+                .client()
+                .await
+                .request_text(http::Request::get("/readyz").body(Vec::new()).unwrap())
+                .await;
+            match asked {
+                Ok(text) if text == "ok" => return,
+                other if Instant::now() > end => panic!("the API server is not ready: {other:?}"),
+                _ => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    fn write_kubeconfig(&self) {
+        let ca = self.directory.path().join("ca.pem");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters: [{{name: test, cluster: {{server: 'https://{}', certificate-authority: '{}'}}}}]\n\
+             users: [{{name: admin, user: {{token: {ADMIN_TOKEN}}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n",
+            self.address,
+            ca.display()
+        );
+        std::fs::write(self.kubeconfig(), text).unwrap();
+    }
+
+    /// Of an administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
+    }
+
+    pub async fn client(&self) -> Client {
+        let read = kube::config::Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await.unwrap();
+        Client::try_from(config).unwrap()
+    }
+
+    /// Stops answering, without closing: what a client sees of an API server that hangs.
+    pub fn pause(&self, paused: bool) {
+        let signal = if paused { "-STOP" } else { "-CONT" };
+        let told = Command::new("kill").args([signal, &self.server.id().to_string()]).status().unwrap();
+        assert!(told.success());
+    }
+}
+
+/// An authority, the server's certificate, and the key of ServiceAccount tokens.
+fn certificates(directory: &Path) {
+    let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
+    let key = KeyPair::generate().unwrap();
+    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let server = CertificateParams::new(names).unwrap().signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    write("server.pem", server.pem());
+    write("server.key", key.serialize_pem());
+    write("accounts.key", KeyPair::generate().unwrap().serialize_pem());
+}

@@ -1,0 +1,355 @@
+//! Nodes by their ServiceAccount tokens, the authority in a Secret that replicas share, the bundle in a ConfigMap, and rotation.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+use rcgen::{CertificateParams, IsCa, KeyPair};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status};
+use weft_proto::v1::certificates_client::CertificatesClient;
+use weft_proto::v1::{SignNodeRequest, SignRequest, SignResponse};
+
+use super::api_server::ApiServer;
+
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const NAMESPACE: &str = "weft-system";
+
+/// A `weft-control` process.
+struct Control {
+    child: Child,
+    address: SocketAddr,
+    log: PathBuf,
+    admin: PathBuf,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Control {
+    fn start(server: &ApiServer, name: &str) -> Self {
+        let at = |suffix: &str| server.directory.path().join(format!("{name}.{suffix}"));
+        let (log, admin) = (at("log"), at("sock"));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let child = Command::new(env!("CARGO_BIN_EXE_weft-control"))
+            .args([
+                "--kubernetes",
+                &format!("--listen={address}"),
+                &format!("--admin=unix:{}", admin.display()),
+            ])
+            .env("KUBECONFIG", server.kubeconfig())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, address, log, admin }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for a line of the log.
+    async fn says(&self, wanted: &str) {
+        until(&format!("{wanted:?} in the log"), || async { self.log().contains(wanted).then_some(()) })
+            .await;
+    }
+
+    async fn status(&self) -> serde_json::Value {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::UnixStream::connect(&self.admin).await.unwrap();
+        stream.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    async fn channel(&self, root: &str, shown: Option<Identity>) -> Channel {
+        let mut tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name("weft-control");
+        if let Some(shown) = shown {
+            tls = tls.identity(shown);
+        }
+        until("a connection", || async {
+            let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+            endpoint.tls_config(tls.clone()).unwrap().connect().await.ok()
+        })
+        .await
+    }
+
+    async fn sign_node(&self, root: &str, token: &str) -> Result<Identity, Status> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut request = Request::new(SignNodeRequest { csr_der: csr(&key) });
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let mut client = CertificatesClient::new(self.channel(root, None).await);
+        let answer: SignResponse = client.sign_node(request).await?.into_inner();
+        let blocks: Vec<_> =
+            answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
+        Ok(Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem()))
+    }
+}
+
+fn csr(key: &KeyPair) -> Vec<u8> {
+    CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
+}
+
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let end = tokio::time::Instant::now() + WAIT_MAX;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < end, "never came: {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn create<K>(client: &Client, namespace: &str, value: serde_json::Value)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + DeserializeOwned
+        + Serialize
+        + Clone
+        + std::fmt::Debug,
+{
+    let object: K = serde_json::from_value(value).unwrap();
+    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap();
+}
+
+async fn namespace(client: &Client, name: &str, enrolled: bool) {
+    let labels =
+        if enrolled { serde_json::json!({"weft.dev/mesh": "enabled"}) } else { serde_json::json!({}) };
+    let object = serde_json::json!({ "metadata": { "name": name, "labels": labels } });
+    let object: Namespace = serde_json::from_value(object).unwrap();
+    Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
+}
+
+async fn pod(client: &Client, namespace: &str, name: &str, node: &str, account: &str) -> String {
+    let object = serde_json::json!({
+        "metadata": { "name": name },
+        "spec": { "nodeName": node, "serviceAccountName": account, "containers": [{ "name": "c", "image": "none" }] },
+    });
+    create::<Pod>(client, namespace, object).await;
+    let created = Api::<Pod>::namespaced(client.clone(), namespace).get(name).await.unwrap();
+    created.metadata.uid.unwrap()
+}
+
+async fn account(client: &Client, namespace: &str, name: &str) {
+    create::<ServiceAccount>(client, namespace, serde_json::json!({ "metadata": { "name": name } })).await;
+}
+
+/// A token of a ServiceAccount, bound to a pod if one is named.
+async fn token(
+    client: &Client,
+    namespace: &str,
+    account: &str,
+    audience: &str,
+    pod: Option<(&str, &str)>,
+) -> String {
+    let bound_object_ref = pod.map(|(name, uid)| BoundObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: Some(name.into()),
+        uid: Some(uid.into()),
+    });
+    let spec =
+        TokenRequestSpec { audiences: vec![audience.into()], bound_object_ref, expiration_seconds: None };
+    let request = TokenRequest { spec, ..TokenRequest::default() };
+    let api: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let answer = api.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token
+}
+
+async fn bundle(client: &Client) -> Option<BTreeMap<String, String>> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    api.get_opt("weft-trust-bundle").await.unwrap()?.data
+}
+
+async fn published(client: &Client) -> String {
+    until("the published bundle", || async { bundle(client).await?.remove("root.pem") }).await
+}
+
+async fn secret(client: &Client) -> BTreeMap<String, ByteString> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let found = api.get("weft-ca").await.unwrap();
+    assert_eq!(found.type_.as_deref(), Some("kubernetes.io/tls"));
+    found.data.unwrap()
+}
+
+async fn replace_secret(client: &Client, certificate: &str, key: &str) {
+    let change = serde_json::json!({ "stringData": { "tls.crt": certificate, "tls.key": key, "ca.crt": certificate } });
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    api.patch("weft-ca", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_is_who_the_api_server_says_and_its_pods_are_looked_up() {
+    let server = ApiServer::start(&[]).await;
+    let client = server.client().await;
+    namespace(&client, NAMESPACE, false).await;
+    namespace(&client, "shop", true).await;
+    for (space, name) in
+        [(NAMESPACE, "weft-node"), (NAMESPACE, "other"), ("shop", "weft-node"), ("shop", "web")]
+    {
+        account(&client, space, name).await;
+    }
+    let agent = pod(&client, NAMESPACE, "agent", "node-1", "weft-node").await;
+    let other = pod(&client, NAMESPACE, "other", "node-1", "other").await;
+    let elsewhere = pod(&client, "shop", "agent", "node-1", "weft-node").await;
+    let web = pod(&client, "shop", "web", "node-1", "web").await;
+    let far = pod(&client, "shop", "far", "node-2", "web").await;
+    let control = Control::start(&server, "control");
+    let root = published(&client).await;
+
+    let own = Some(("agent", agent.as_str()));
+    let good = token(&client, NAMESPACE, "weft-node", "weft-control", own).await;
+    let no_audience = token(&client, NAMESPACE, "weft-node", "https://kubernetes.default.svc", own).await;
+    let no_node = token(&client, NAMESPACE, "weft-node", "weft-control", None).await;
+    let of_other = token(&client, NAMESPACE, "other", "weft-control", Some(("other", &other))).await;
+    let of_shop = token(&client, "shop", "weft-node", "weft-control", Some(("agent", &elsewhere))).await;
+    for (what, shown) in [
+        ("another audience", no_audience.as_str()),
+        ("no node", &no_node),
+        ("another account", &of_other),
+        ("another namespace", &of_shop),
+        ("no token of this cluster", "eyJhbGciOiJub25lIn0.e30."),
+    ] {
+        let refused = control.sign_node(&root, shown).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{what}: {refused:?}");
+    }
+    control.says("names no node").await;
+    control.says("is of \"system:serviceaccount:shop:weft-node\"").await;
+    let shown = control.sign_node(&root, &good).await.unwrap();
+    let log = control.log();
+    assert!([&good, &no_audience, &no_node, &of_other].iter().all(|token| !log.contains(token.as_str())));
+
+    let channel = control.channel(&root, Some(shown)).await;
+    let sign = |uid: &str, name: &str| {
+        let mut client = CertificatesClient::new(channel.clone());
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let request = SignRequest {
+            pod_uid: uid.into(),
+            csr_der: csr(&key),
+            pod_namespace: "shop".into(),
+            pod_name: name.into(),
+        };
+        async move { client.sign(request).await.map(drop).map_err(|status| status.code()) }
+    };
+    assert_eq!(sign(&web, "web").await, Ok(()));
+    assert_eq!(sign(&far, "far").await, Err(Code::PermissionDenied), "a pod of another node");
+    // Asked at once after its creation: whether the watch or the look-up knows it first, it is granted.
+    for i in 0..10 {
+        let name = format!("new-{i}");
+        let uid = pod(&client, "shop", &name, "node-1", "web").await;
+        assert_eq!(sign(&uid, &name).await, Ok(()), "{name}");
+    }
+    // A hint is no more than that: the UID counts.
+    assert_eq!(sign("11111111-2222-3333-4444-555555555555", "web").await, Err(Code::PermissionDenied));
+    let mut codes = Vec::new();
+    for _ in 0..60 {
+        codes.push(sign("11111111-2222-3333-4444-555555555555", "web").await);
+    }
+    assert!(codes.contains(&Err(Code::ResourceExhausted)), "{codes:?}");
+    assert_eq!(sign(&web, "web").await, Ok(()), "known pods are not concerned");
+
+    server.pause(true);
+    let unavailable = control.sign_node(&root, &good).await.map(drop).unwrap_err();
+    assert_eq!(unavailable.code(), Code::Unavailable, "{unavailable:?}");
+    assert_eq!(sign(&web, "web").await, Ok(()), "who has a certificate goes on");
+    server.pause(false);
+    until("a certificate again", || async { control.sign_node(&root, &good).await.ok() }).await;
+
+    // The agent's pod is gone: so is its token.
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    pods.delete("agent", &kube::api::DeleteParams::default().grace_period(0)).await.unwrap();
+    until("a refusal", || async {
+        let asked = control.sign_node(&root, &good).await.map(drop);
+        (asked.err()?.code() == Code::Unauthenticated).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replicas_share_one_authority_and_follow_it_through_a_rotation() {
+    let server = ApiServer::start(&[
+        "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
+        "--feature-gates=ClusterTrustBundle=true",
+    ])
+    .await;
+    let client = server.client().await;
+    namespace(&client, NAMESPACE, false).await;
+    let replicas = [Control::start(&server, "one"), Control::start(&server, "two")];
+    for replica in &replicas {
+        replica.says("weft-control is up").await;
+    }
+    let made = replicas.iter().filter(|replica| replica.log().contains("a root was made")).count();
+    assert_eq!(made, 1, "one makes the root, the other takes it");
+    let (first, data) = (published(&client).await, secret(&client).await);
+    assert_eq!(String::from_utf8(data["ca.crt"].0.clone()).unwrap().trim(), first.trim());
+    for replica in &replicas {
+        // Its listener's certificate chains to the published root.
+        replica.channel(&first, None).await;
+        replica.says("published as a ClusterTrustBundle").await;
+    }
+
+    // What cannot sign is told by name, and nothing changes.
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let next = params.self_signed(&key).unwrap().pem();
+    let stranger = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap().serialize_pem();
+    replace_secret(&client, &next, &stranger).await;
+    for replica in &replicas {
+        replica.says("tls.crt of Secret weft-system/weft-ca: does not belong to the key").await;
+        let problem = replica.status().await["authority"]["problem"].clone();
+        assert!(problem.as_str().is_some_and(|text| text.contains("tls.crt")), "{problem}");
+    }
+    assert_eq!(published(&client).await, first);
+
+    // Another authority: both are trusted, the old one still signs.
+    replace_secret(&client, &next, &key.serialize_pem()).await;
+    let both = until("both roots", || async {
+        let text = published(&client).await;
+        (text.matches("BEGIN CERTIFICATE").count() == 2).then_some(text)
+    })
+    .await;
+    for replica in &replicas {
+        until("a rotation", || async {
+            let authority = replica.status().await["authority"].clone();
+            (authority["rotating"] == true && authority["roots"].as_array()?.len() == 2).then_some(())
+        })
+        .await;
+        replica.channel(&first, None).await;
+        replica.channel(&both, None).await;
+    }
+    // A replica that starts meanwhile trusts both, too.
+    let third = Control::start(&server, "three");
+    third.says("weft-control is up").await;
+    assert_eq!(third.status().await["authority"]["roots"].as_array().unwrap().len(), 2);
+    // The old root is taken out by hand, and stays out once it no longer signs.
+    drop(replicas);
+    let change = serde_json::json!({ "data": { "previous.pem": null } });
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    maps.patch("weft-trust-bundle", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+    until("one root", || async {
+        (published(&client).await.matches("BEGIN CERTIFICATE").count() == 1).then_some(())
+    })
+    .await;
+    third.channel(&next, None).await;
+}
