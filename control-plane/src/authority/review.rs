@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::authenticate::{Authenticate, NotVouched};
 
 /// The token must have been made for this reader.
-pub const AUDIENCE: &str = "weft-control";
+const AUDIENCE: &str = "weft-control";
 /// The ServiceAccount of the node agents.
 const SERVICE_ACCOUNT: &str = "weft-node";
 /// Where the API server says which node the token's pod runs on.

@@ -112,7 +112,7 @@ impl Hub {
 
     /// Whether every connected node has taken a revision, and refuses nothing.
     pub fn all_have(&self, revision: u64) -> bool {
-        let sessions = self.0.lock();
+        let sessions = self.sessions.lock();
         let mut connected = sessions.status.values().filter(|status| status.connected);
         connected.all(|status| status.acked_revision >= revision && status.last_nack.is_none())
     }

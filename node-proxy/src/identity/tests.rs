@@ -4,6 +4,7 @@ use std::io;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -427,4 +428,28 @@ async fn live_connections_are_judged_by_the_present_roots_and_the_time_of_their_
     assert!(!identities.still_trusted(&chain, PeerSide::Client, then));
     let broken = Mesh { roots: vec![vec![1, 2, 3]], ..mesh(&[]) };
     assert!(identities.trust(&broken).is_err() && identities.check_trust(&broken).is_err());
+}
+
+proptest! {
+    /// What peers show and what the control plane sends as roots is foreign bytes.
+    #[test]
+    fn arbitrary_certificates_and_roots_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let leaf = CertificateDer::from(bytes.clone());
+        prop_assert!(peer::spiffe_id(&leaf).is_err());
+        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![bytes] };
+        prop_assert!(Trust::new(&mesh, &tls::provider()).is_err());
+    }
+
+    #[test]
+    fn a_changed_certificate_never_panics(at in 0_usize..600, with in any::<u8>()) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(CLIENT.try_into().unwrap())];
+        let mut leaf = params.self_signed(&key).unwrap().der().to_vec();
+        let at = at % leaf.len();
+        leaf[at] = with;
+        let _ = peer::spiffe_id(&CertificateDer::from(leaf.clone()));
+        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![leaf] };
+        let _ = Trust::new(&mesh, &tls::provider());
+    }
 }
