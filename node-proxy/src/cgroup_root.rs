@@ -14,8 +14,7 @@ const DIRECTORIES_MAX: usize = 20_000;
 
 /// The root of the node's tree.
 pub fn detect() -> Result<PathBuf, String> {
-    let is_v2 =
-        |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|it| i64::from(it.f_type) == CGROUP2_MAGIC);
+    let is_v2 = |path: &&Path| rustix::fs::statfs(*path).is_ok_and(|it| it.f_type == CGROUP2_MAGIC);
     let found = PLACES.iter().map(Path::new).find(is_v2);
     found.map(Path::to_path_buf).ok_or_else(|| {
         format!("no cgroup v2 file system at {}: is this a kernel with cgroup v2 only?", PLACES.join(" or "))

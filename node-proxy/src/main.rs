@@ -44,6 +44,7 @@ const FLUSH: std::time::Duration = std::time::Duration::from_secs(3);
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log();
+    let runs = arguments.command.is_none();
     let result = match arguments.command {
         Some(Command::Detach(what)) => detach(&what),
         Some(Command::Admin { path, admin }) => ask_admin(&admin.unwrap_or_else(admin_default), &path),
@@ -58,7 +59,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!(error = format!("{error:#}"), "weft-node ends");
+            if runs {
+                error!(error = format!("{error:#}"), "weft-node ends");
+            }
             eprintln!("weft-node: {error:#}");
             ExitCode::FAILURE
         }

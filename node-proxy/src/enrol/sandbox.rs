@@ -87,7 +87,7 @@ fn candidates(path: &str) -> Vec<PathBuf> {
 /// Opens the file if it is a network namespace; whatever else lies there neither blocks nor is used.
 fn open_netns(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if i64::from(rustix::fs::fstatfs(&file)?.f_type) != NSFS_MAGIC {
+    if rustix::fs::fstatfs(&file)?.f_type != NSFS_MAGIC {
         return Err(io::Error::other("the file is of another kind"));
     }
     // SAFETY: the descriptor is open for the length of the call; this request takes no argument and writes nothing.
