@@ -10,14 +10,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use weft_ebpf_common::abi::{
-    ABI_VERSION, Address, End, Flow, InboundKey, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, NodeConfig,
-    PODS_TO_FILL_FLOWS, Peer, PodConfig, PodUse, SocketAddress, SocketKey, address_bytes, address_from_bytes,
-    v4_mapped,
+    ABI_VERSION, Address, End, Flow, InboundKey, Leg, NODE_REDIRECT, NODE_REDIRECT_ACCEPTED, NOT_REDIRECTED,
+    NodeConfig, PODS_TO_FILL_FLOWS, Peer, PodConfig, PodUse, SocketAddress, SocketKey, address_bytes,
+    address_from_bytes, v4_mapped,
 };
 use weft_ebpf_common::count::Outcome;
 
 use crate::counters::Counters;
-use crate::object::{self, CGROUP_PROGRAMS, SK_MSG};
+use crate::object::{self, CGROUP_PROGRAMS, SK_MSG, UNREAD};
 use crate::pins::{self, Pins};
 use crate::pods::PodEntries;
 use crate::probe::{self, ProbeReport};
@@ -37,6 +37,8 @@ pub struct Kernel {
     cpus: usize,
     /// Names that this process could not write, the map being full.
     names_refused: AtomicU64,
+    /// `weft_unread`, where sockets are redirected.
+    unread: Option<OwnedFd>,
 }
 
 /// By what the hooks know who calls.
@@ -74,6 +76,7 @@ pub(crate) struct Maps {
     pub(crate) peer_by_cookie: Table<u64, Peer>,
     pub(crate) peer_names: Table<SocketKey, SocketAddress>,
     pub(crate) accepted_peers: Table<u64, SocketAddress>,
+    pub(crate) closed_peers: Table<u64, SocketAddress>,
     pub(crate) probe_ports: Table<SocketAddress, u64>,
     pub(crate) probes_by_cookie: Table<u64, u64>,
     pub(crate) probes: Table<SocketKey, u8>,
@@ -102,6 +105,7 @@ impl Maps {
             peer_by_cookie: table!("PEER_BY_COOKIE"),
             peer_names: table!("PEER_NAMES"),
             accepted_peers: table!("ACCEPTED_PEERS"),
+            closed_peers: table!("CLOSED_PEERS"),
             probe_ports: table!("PROBE_PORTS"),
             probes_by_cookie: table!("PROBES_BY_COOKIE"),
             probes: table!("PROBES"),
@@ -145,7 +149,7 @@ impl Kernel {
         let carried = make_room(&pins, options.flows_max)?;
         let mut object = object::open(Some(&pins.maps()), options.flows_max, 0)?;
         let maps = Maps::open(&pins.maps())?;
-        let kernel = Self {
+        let mut kernel = Self {
             redirect: AtomicBool::new(options.redirect),
             entries: Mutex::default(),
             cpus: aya::util::nr_cpus()
@@ -156,6 +160,7 @@ impl Kernel {
             report,
             node,
             names_refused: AtomicU64::new(0),
+            unread: None,
         };
         kernel.write_config()?;
         for (cookie, pod) in carried {
@@ -166,6 +171,7 @@ impl Kernel {
             let program = object::load(&mut object, SK_MSG)?;
             sys::attach_to_map(&program, &kernel.maps.sockets, AttachType::SkMsgVerdict)
                 .map_err(|source| KernelError::Attach { name: SK_MSG.into(), source })?;
+            kernel.unread = Some(object::load(&mut object, UNREAD)?);
         }
         for (name, kind) in CGROUP_PROGRAMS {
             let program = object::load(&mut object, name)?;
@@ -193,6 +199,16 @@ impl Kernel {
         self.insert(name, &self.maps.peer_by_cookie, &cookie, &peer).inspect_err(|_| {
             self.names_refused.fetch_add(1, Ordering::Relaxed);
         })
+    }
+
+    /// How many bytes that this socket of the proxy has sent lie unread in the application's queue, if they go there past
+    /// the stack, which then holds nobody back: above [`UNREAD_BYTES_MAX`] the proxy must wait before it sends more.
+    /// None: the stack does it. Some system calls: to be asked once in a few hundred KiB.
+    pub fn unread(&self, socket: &impl AsFd) -> Option<u32> {
+        let program = self.unread.as_ref()?;
+        let key = probe::key(socket).ok()?;
+        let answer = sys::run(program, crate::table::bytes(&key)).ok()?;
+        (answer != NOT_REDIRECTED).then_some(answer)
     }
 
     /// What the hooks have counted since the maps were made.
@@ -230,6 +246,7 @@ impl Kernel {
             "peer_by_cookie" = peer_by_cookie,
             "peer_names" = peer_names,
             "accepted_peers" = accepted_peers,
+            "closed_peers" = closed_peers,
             "probe_ports" = probe_ports,
             "probes_by_cookie" = probes_by_cookie,
             "probes" = probes,

@@ -3,6 +3,7 @@
 //! Everything is callable from many threads; map access is a short system call. Links and maps are pinned and outlive
 //! the process: hooks without a proxy fail closed (`docs/kernel.md`). Start with [`Kernel`].
 
+mod btf;
 mod counters;
 mod kernel;
 mod object;
@@ -22,6 +23,7 @@ pub use kernel::Kernel;
 pub use object::BUILT;
 pub use pins::detach_all;
 pub use probe::{Feature, ProbeReport};
+pub use weft_ebpf_common::abi::UNREAD_BYTES_MAX;
 pub use weft_ebpf_common::count::Outcome;
 
 /// Intercepted connections of a node at a time, unless set otherwise.

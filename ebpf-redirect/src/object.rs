@@ -3,12 +3,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SkMsg, SockOps};
+use aya::programs::{
+    CgroupSock, CgroupSockAddr, Program, ProgramError, SkLookup, SkMsg, SockOps, SocketFilter,
+};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use weft_ebpf_common::abi::{ENDS_PER_FLOW, FLOWS_PER_PROBE, SOCKETS_PER_FLOW};
 
 use crate::KernelError;
+use crate::btf::{self, UnreadOffsets};
 use crate::sys::AttachType;
 
 /// The ELF parser wants its file aligned.
@@ -23,7 +26,7 @@ static OBJECT: Aligned<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).
 pub const BUILT: bool = !include_bytes!(concat!(env!("OUT_DIR"), "/weft.o")).is_empty();
 
 /// All maps, by the name in the object, which is also the name of the pin.
-pub(crate) const MAPS: [&str; 17] = [
+pub(crate) const MAPS: [&str; 18] = [
     "CONFIG",
     "PODS",
     "POD_USE",
@@ -34,6 +37,7 @@ pub(crate) const MAPS: [&str; 17] = [
     "PEER_BY_COOKIE",
     "PEER_NAMES",
     "ACCEPTED_PEERS",
+    "CLOSED_PEERS",
     "PROBE_PORTS",
     "PROBES_BY_COOKIE",
     "PROBES",
@@ -54,6 +58,7 @@ pub(crate) const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
     ("weft_connect6", AttachType::Connect6),
 ];
 pub(crate) const SK_MSG: &str = "weft_sk_msg";
+pub(crate) const UNREAD: &str = "weft_unread";
 pub(crate) const SK_LOOKUP: &str = "weft_sk_lookup";
 
 /// `bpf_skc_to_mptcp_sock` exists from 5.19 on.
@@ -89,6 +94,9 @@ pub(crate) fn open(maps: Option<&Path>, flows_max: u32, netns_cookie: u64) -> Re
     let has_mptcp = u32::from(has_mptcp_helper());
     let mut loader = EbpfLoader::new();
     loader.override_global("NETNS_COOKIE", &netns_cookie, true);
+    let unread = btf::unread_offsets().unwrap_or(UnreadOffsets { user_data: 0, unread: 0 });
+    loader.override_global("SOCK_USER_DATA", &unread.user_data, true);
+    loader.override_global("PSOCK_UNREAD", &unread.unread, true);
     loader.override_global("HAS_MPTCP_HELPER", &has_mptcp, true);
     for (name, size) in flow_maps(flows_max) {
         loader.map_max_entries(name, size);
@@ -117,6 +125,9 @@ fn load_any(program: &mut Program) -> Result<(), ProgramError> {
         return program.load();
     }
     if let Ok(program) = <&mut SockOps>::try_from(&mut *program) {
+        return program.load();
+    }
+    if let Ok(program) = <&mut SocketFilter>::try_from(&mut *program) {
         return program.load();
     }
     if let Ok(program) = <&mut SkMsg>::try_from(&mut *program) {

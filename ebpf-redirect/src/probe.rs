@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use rustix::event::epoll;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use weft_ebpf_common::abi::{Leg, SocketKey};
 
+use crate::btf;
 use crate::kernel::from_std;
 use crate::object::{self, SK_MSG};
 use crate::sys::{self, AttachType};
@@ -42,8 +43,8 @@ pub struct ProbeReport {
     pub redirect: Feature,
     /// The same for sockets that applications accept.
     pub redirect_accepted: Feature,
-    /// What is known to be wrong and is tolerated: FIONREAD on a socket in the map whose peer sends through
-    /// the stack: after `REDIRECT_BYTES_MAX`, or if its first bytes left before both ends were in the map.
+    /// What is known to be wrong and is tolerated: FIONREAD on an application's socket in the map to which the proxy sends through the
+    /// stack, because it began to in the very moment of the insert; or that only one direction is redirected.
     pub caveat: Option<String>,
 }
 
@@ -75,13 +76,22 @@ fn behaviour() -> Result<Option<String>, String> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
         .map_err(|error| format!("no namespace to probe in: {error}"))?;
     loopback_up().map_err(|error| format!("no loopback to probe on: {error}"))?;
-    let redirected = Exchange { redirected: true, fionread: None };
-    if let Some(wrong) = redirected.run().map_err(|reason| format!("redirected sockets: {reason}"))? {
-        return Err(format!("redirected sockets: {wrong}"));
+    let redirected = Exchange { redirected: true, fionread: None }
+        .run()
+        .map_err(|reason| format!("redirected sockets: {reason}"))?;
+    let present = Exchange { redirected: false, fionread: None }
+        .run()
+        .map_err(|reason| format!("sockets only in the map: {reason}"))?;
+    // Towards an application everything is redirected, or nothing: `decide::way`. The proxy does not use FIONREAD.
+    let held_back = btf::unread_offsets().is_some();
+    match (held_back, redirected, present) {
+        (true, Some(wrong), _) => Err(format!("redirected sockets: {wrong}")),
+        (false, _, Some(wrong)) => Err(format!("sockets only in the map: {wrong}")),
+        (true, None, wrong) => Ok(wrong.map(|wrong| format!("sockets only in the map: {wrong}"))),
+        (false, _, None) => {
+            Ok(Some("only towards the proxy: the kernel does not tell what is unread".to_owned()))
+        }
     }
-    let present = Exchange { redirected: false, fionread: None };
-    let caveat = present.run().map_err(|reason| format!("sockets only in the map: {reason}"))?;
-    Ok(caveat.map(|wrong| format!("sockets only in the map: {wrong}")))
 }
 
 fn loopback_up() -> io::Result<()> {
@@ -125,7 +135,7 @@ impl Exchange {
             let key = key(stream).map_err(text)?;
             sockets.insert(&key, &(stream.as_raw_fd() as u32)).map_err(text)?;
             if self.redirected {
-                legs.insert(&key, &Leg::NEW).map_err(text)?;
+                legs.insert(&key, &Leg::new(true, 0)).map_err(text)?;
             }
         }
         self.direction(&mut one, &mut other)?;
@@ -195,8 +205,11 @@ impl Wake {
     }
 }
 
-fn key(stream: &TcpStream) -> io::Result<SocketKey> {
-    let (local, remote): (SocketAddr, SocketAddr) = (stream.local_addr()?, stream.peer_addr()?);
+/// The 4-tuple of a connected socket.
+pub(crate) fn key(stream: &impl AsFd) -> io::Result<SocketKey> {
+    let socket = socket2::SockRef::from(stream);
+    let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+    let remote = socket.peer_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
     let netns_cookie = sys::netns_cookie(stream)?;
     Ok(SocketKey { netns_cookie, local: from_std(local), remote: from_std(remote) })
 }

@@ -18,6 +18,7 @@ enum Command {
     Pin = 6,
     Open = 7,
     ProgAttach = 8,
+    ProgRun = 10,
     Info = 15,
     LinkCreate = 28,
     LinkUpdate = 29,
@@ -110,6 +111,27 @@ pub(crate) fn attach_to_map(program: &impl AsFd, map: &impl AsFd, kind: AttachTy
     attr[0] = pair(number(map), number(program));
     attr[1] = pair(kind as u32, 0);
     bpf(Command::ProgAttach, &mut attr).map(drop)
+}
+
+/// Bytes of an Ethernet header, which a run of a program begins with and a socket filter does not see.
+const LINK_HEADER_BYTES: usize = 14;
+/// More than any key that programs are run with.
+const RUN_BYTES_MAX: usize = 128;
+
+/// Runs a socket filter once, with a packet of these bytes; what it answers.
+pub(crate) fn run(program: &impl AsFd, bytes: &[u8]) -> io::Result<u32> {
+    let mut packet = [0; RUN_BYTES_MAX];
+    let length = LINK_HEADER_BYTES + bytes.len();
+    let payload = packet.get_mut(LINK_HEADER_BYTES..length).ok_or(io::ErrorKind::InvalidInput)?;
+    payload.copy_from_slice(bytes);
+    let mut attr = [0; ATTR_WORDS];
+    attr[0] = pair(number(program), 0);
+    attr[1] = pair(length as u32, 0);
+    attr[2] = packet.as_ptr() as u64;
+    bpf(Command::ProgRun, &mut attr)?;
+    // The second half of the first word.
+    let [.., a, b, c, d] = attr[0].to_ne_bytes();
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// The head of `struct bpf_map_info`.

@@ -28,6 +28,12 @@ macro_rules! plain {
 plain!(u8, i32, u32, u64, End, ExcludedPort, Flow, InboundKey, Leg, NodeConfig, PodConfig, SocketAddress);
 plain!(SocketKey, CidrKey, Peer, PodUse);
 
+/// What the kernel sees of a value.
+pub(crate) fn bytes<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: a `Plain` type has no padding, so all its bytes are initialised.
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
+}
+
 /// Key of the LPM trie `EXCLUDED_CIDRS`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -92,6 +92,24 @@ fn a_client_that_is_gone_before_the_accept_is_still_named() {
 }
 
 #[test]
+fn a_client_that_is_reset_before_the_accept_is_still_named() {
+    let world = World::new();
+    let kernel = world.kernel();
+    let _proxy = world.enrol(&kernel);
+    let app = world.listen("pod", &world.pod, POD4, 8080);
+    let upstream = proxy_connects(&world, &kernel, at(POD4, 8080), at(CLIENT4, 5555));
+    wait_for("the application's end", || used(&kernel, "accepted_peers") == 1);
+    socket2::SockRef::from(&upstream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(upstream);
+    wait_for("the reset", || used(&kernel, "accepted_peers") == 0);
+    let (stream, peer) = world.run("pod", &world.pod, move || app.accept().unwrap());
+    assert_eq!(peer, at(CLIENT4, 5555));
+    drop(stream);
+    none_left(&kernel);
+    wait_for("freed entries", || used(&kernel, "closed_peers") == 0);
+}
+
+#[test]
 fn an_unnamed_connection_shows_the_pods_address_and_not_loopback() {
     let world = World::new();
     let kernel = world.kernel();

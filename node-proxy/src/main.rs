@@ -251,6 +251,7 @@ fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<Contro
     .context("cannot start telemetry")?;
     let kernel = Arc::new(kernel);
     kernel_metrics::publish(&telemetry, &kernel);
+    weft_node::socket::leg::ask(Arc::clone(&kernel));
     Ok(Node {
         snapshot,
         identities: Arc::new(Identities::new(Arc::clone(control) as _)),

@@ -9,7 +9,6 @@ use super::{Evidence, clients};
 use crate::lab::{Lab, wait};
 
 const BACK_WAIT_MAX: Duration = Duration::from_secs(10);
-/// A redirected direction is redirected for its first 16 MiB (docs/kernel.md); this stays below.
 const REQUESTS: &str = "1000";
 /// Local bytes that must skip the stack while redirect is on.
 const SHARE_MIN_PERCENT: f64 = 90.0;

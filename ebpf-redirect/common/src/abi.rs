@@ -3,7 +3,7 @@
 //! Addresses are four words in network order, as the kernel's contexts hold them, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
 
 /// Changes with every change of a layout or of a map's meaning. Pinned maps of another version are not reused.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// An address of either family: words, because the kernel's programs would have to assemble bytes one by one.
 pub type Address = [u32; 4];
@@ -188,35 +188,42 @@ pub struct SocketKey {
     pub remote: SocketAddress,
 }
 
-/// Value of `LEGS`: which way the bytes go that this socket sends. Set by its first message; later it may only change
-/// from redirected to the stack, because the receiver empties the redirected queue first.
+/// Value of `LEGS`: which way the bytes go that this socket sends. Decided by its first message. Towards an application
+/// it then never changes; towards the proxy it may change from redirected to the stack, once.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leg {
     /// `LEG_*`.
     pub path: u32,
-    /// 1: the peer has sent something since this end's last message.
-    pub answered: u32,
+    /// 1: this is the application's end, so that what it sends goes to the proxy.
+    pub to_proxy: u32,
     /// Bytes redirected so far.
     pub redirected_bytes: u64,
+    /// The kernel's socket, for what sk_msg must know of a message's receiver. 0: not known.
+    pub socket: u64,
 }
 
 impl Leg {
-    pub const NEW: Self = Self { path: LEG_UNDECIDED, answered: 0, redirected_bytes: 0 };
+    /// An end of which nothing is known yet; `socket` as in the field.
+    pub const fn new(to_proxy: bool, socket: u64) -> Self {
+        Self { path: LEG_UNDECIDED, to_proxy: to_proxy as u32, redirected_bytes: 0, socket }
+    }
 }
 
 pub const LEG_UNDECIDED: u32 = 0;
 pub const LEG_REDIRECT: u32 = 1;
 pub const LEG_STACK: u32 = 2;
 
-/// Bytes redirected in one direction of a connection, after which it goes on through the stack as soon as its reader has
-/// answered: a reader that has answered has read, as a rule. Where both queues hold bytes, a reader that takes a partly
-/// filled buffer for the end of what is there (tokio, nginx) may wait for an event that has passed.
-pub const REDIRECT_BYTES_QUIET: u64 = 16 << 20;
-/// ... and after which it goes on through the stack anyway. The kernel does not hold back a redirecting sender (256 MiB
-/// were queued for a reader that did not read), so this bounds what may lie unread.
-pub const REDIRECT_BYTES_MAX: u64 = 64 << 20;
-
+/// Unread bytes at which a redirected direction is held back; the kernel itself does not (256 MiB were queued for a reader
+/// that did not read). Towards an application the proxy waits, having asked `weft_unread`; towards the proxy the direction
+/// goes on through the stack, whose window holds the sender back, and not before so many bytes were redirected at all. About
+/// what a TCP socket buffers by default (`tcp_rmem`: 6 MiB).
+pub const UNREAD_BYTES_MAX: u64 = 4 << 20;
+/// Unread bytes at which a message towards an application is refused, which breaks the connection (the kernel refuses all
+/// that follow too). Only a proxy that does not ask gets there.
+pub const UNREAD_BYTES_BREAK: u64 = 16 << 20;
+/// Answer of `weft_unread` for a connection whose bytes towards the application are not redirected.
+pub const NOT_REDIRECTED: u32 = u32::MAX;
 /// Key of `INBOUND_LISTENERS` (SockHash). Each pod's sk_lookup program carries its own namespace's cookie, so two pods
 /// with one address do not meet.
 #[repr(C)]
@@ -240,6 +247,9 @@ pub const EXCLUDED_CIDRS_MAX: u32 = 16 * PODS_MAX;
 /// Intercepted connections of one node at a time, unless the loader is told another figure. An entry takes memory only
 /// while it is used.
 pub const FLOWS_MAX: u32 = 65_536;
+/// Names of connections that were closed before they were accepted: as many as one accept queue holds by default
+/// (`somaxconn`). The oldest go first.
+pub const CLOSED_PEERS_MAX: u32 = 4_096;
 /// No pod has more than one part in so many of any flow map, so that three greedy pods together leave room for the others.
 pub const PODS_TO_FILL_FLOWS: u32 = 4;
 /// Live probes of the node: one for each so many connections of `flows_max`; 8 for each of `PODS_MAX` pods by default.
@@ -268,5 +278,5 @@ const _: () = assert!(size_of::<ExcludedCidr>() == 24);
 const _: () = assert!(size_of::<End>() == 32);
 const _: () = assert!(size_of::<Flow>() == 32);
 const _: () = assert!(size_of::<SocketKey>() == 56);
-const _: () = assert!(size_of::<Leg>() == 16);
+const _: () = assert!(size_of::<Leg>() == 24);
 const _: () = assert!(size_of::<InboundKey>() == 16);

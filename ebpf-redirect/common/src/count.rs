@@ -80,6 +80,8 @@ outcomes! {
         "Messages put straight into the peer's receive queue.",
     MessageStack = "message_stack":
         "Messages of inserted sockets that went through TCP/IP.",
+    MessageBroken = "message_broken":
+        "Messages refused because the sender went on though the application did not read: the connection breaks.",
     MessageDropped = "message_dropped":
         "Messages whose peer was gone: the sender sees an error, as after a reset.",
     BytesRedirected = "bytes_redirected":

@@ -4,8 +4,8 @@
 //! function of this file, and write. Start with [`connect`].
 
 use crate::abi::{
-    Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_REDIRECT, LEG_STACK, LEG_UNDECIDED, Leg, PodConfig,
-    REDIRECT_BYTES_MAX, REDIRECT_BYTES_QUIET, SocketAddress, v4_mapped,
+    Address, ExcludedCidr, FAMILY_V4, FAMILY_V6, LEG_STACK, LEG_UNDECIDED, Leg, PodConfig, SocketAddress,
+    UNREAD_BYTES_BREAK, UNREAD_BYTES_MAX, v4_mapped,
 };
 use crate::count::Outcome;
 
@@ -189,17 +189,39 @@ pub fn peer_name(
     }
 }
 
-/// The path of a socket's next message. From redirected to the stack is the only change: the receiver reads its
-/// redirected queue before the stack's, so nothing overtakes; the other way round it would.
+/// What becomes of a socket's next message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Redirect,
+    Stack,
+    /// Refused, and all that follow.
+    Break,
+}
+
+/// The way of a message of this many bytes. `unread`: the redirected bytes that its receiver has not read yet; None where the kernel
+/// does not tell.
+///
+/// Towards an application the path never changes. It reads one queue from its first byte to its last, so no event of
+/// another queue can be lost, and FIONREAD never counts the wrong one. The proxy bounds the queue: it asks and waits.
+/// Towards the proxy the path may change from redirected to the stack: a receiver empties the redirected queue first, so
+/// nothing overtakes; and the proxy knows to read until the kernel would block.
 #[inline(always)]
-pub fn path(leg: &Leg, peer_inserted: impl FnOnce() -> bool) -> u32 {
-    match leg.path {
-        LEG_UNDECIDED if peer_inserted() => LEG_REDIRECT,
-        LEG_UNDECIDED => LEG_STACK,
-        LEG_REDIRECT if leg.redirected_bytes >= REDIRECT_BYTES_MAX => LEG_STACK,
-        LEG_REDIRECT if leg.redirected_bytes >= REDIRECT_BYTES_QUIET && leg.answered != 0 => LEG_STACK,
-        decided => decided,
+pub fn way(leg: &Leg, peer_inserted: impl FnOnce() -> bool, unread: impl FnOnce() -> Option<u64>) -> Way {
+    if leg.path == LEG_STACK || leg.path == LEG_UNDECIDED && !peer_inserted() {
+        return Way::Stack;
     }
+    let unread = unread();
+    if leg.to_proxy == 0 {
+        return match unread {
+            Some(unread) if unread < UNREAD_BYTES_BREAK => Way::Redirect,
+            Some(_) => Way::Break,
+            // Where nobody could hold the sender back it is not begun. (Once begun, the receiver has just gone: the
+            // redirection itself will say so.)
+            None if leg.path == LEG_UNDECIDED => Way::Stack,
+            None => Way::Redirect,
+        };
+    }
+    if unread.unwrap_or(leg.redirected_bytes) >= UNREAD_BYTES_MAX { Way::Stack } else { Way::Redirect }
 }
 
 #[cfg(test)]

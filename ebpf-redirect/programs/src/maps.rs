@@ -1,9 +1,9 @@
 //! All maps of the kernel programs. Layouts and sizes are in `weft_ebpf_common::abi`; the loader may override the sizes
-//! of the flow maps. Nothing here evicts: a full map refuses.
+//! of the flow maps. Only `CLOSED_PEERS` evicts: a full map refuses.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
 use weft_ebpf_common::abi::*;
 use weft_ebpf_common::count::{OUTCOMES, Outcome};
 
@@ -41,6 +41,10 @@ pub static PEER_NAMES: HashMap<SocketKey, SocketAddress> =
 #[map]
 pub static ACCEPTED_PEERS: HashMap<u64, SocketAddress> =
     HashMap::with_max_entries(ENDS_PER_FLOW * FLOWS_MAX, BPF_F_NO_PREALLOC);
+/// The same for a socket that was reset while it waited to be accepted: `accept()` still hands it out. Evicts, because
+/// nothing tells of one that never is.
+#[map]
+pub static CLOSED_PEERS: LruHashMap<u64, SocketAddress> = LruHashMap::with_max_entries(CLOSED_PEERS_MAX, 0);
 /// Address and port that the kubelet probes → the pod's namespace.
 #[map]
 pub static PROBE_PORTS: HashMap<SocketAddress, u64> =

@@ -10,7 +10,7 @@ use weft_ebpf_common::abi::{Address, FAMILY_V4, FAMILY_V6, SocketAddress};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
-use crate::maps::{ACCEPTED_PEERS, ORIGINAL_BY_COOKIE, PODS, by_proxy, count};
+use crate::maps::{ACCEPTED_PEERS, CLOSED_PEERS, ORIGINAL_BY_COOKIE, PODS, by_proxy, count};
 
 /// The only verdict that the verifier accepts here.
 const PROCEED: i32 = 1;
@@ -53,7 +53,10 @@ fn name(ctx: &SockAddrContext, family: u32, peer: Address) -> Option<SocketAddre
         let socket = bpf_get_socket_cookie(ctx.as_ptr());
         let found = match ORIGINAL_BY_COOKIE.get(&socket) {
             Some(original) => Some(*original),
-            None => ACCEPTED_PEERS.get(&socket).copied(),
+            None => match ACCEPTED_PEERS.get(&socket) {
+                Some(client) => Some(*client),
+                None => CLOSED_PEERS.get(&socket).copied(),
+            },
         };
         if found.is_none() && (!enrolled || (*ctx.sock_addr).protocol != decide::IPPROTO_TCP) {
             return None;

@@ -7,7 +7,7 @@ use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
 use weft_ebpf_common::abi::Share;
 
-use crate::maps::{ACCEPTED_PEERS, ORIGINAL_BY_COOKIE, PEER_BY_COOKIE};
+use crate::maps::{ACCEPTED_PEERS, CLOSED_PEERS, ORIGINAL_BY_COOKIE, PEER_BY_COOKIE};
 use crate::sock_ops::TCP_CLOSE;
 use crate::{probe, quota};
 
@@ -22,6 +22,7 @@ pub fn weft_release(ctx: SockContext) -> i32 {
     quota::remove(&ACCEPTED_PEERS, &socket, netns, Share::Accepted);
     // SAFETY: the context of a running program is valid.
     if unsafe { (*ctx.sock).state } == TCP_CLOSE {
+        let _ = CLOSED_PEERS.remove(&socket);
         // Otherwise the connection lives on, and the state callback removes this together with the name.
         forget_peer(socket, netns);
         probe::released(socket);

@@ -21,8 +21,8 @@ use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
 use crate::maps::{
-    ACCEPTED_PEERS, LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_BY_COOKIE, PEER_NAMES, PODS,
-    SOCKETS, count, node_flags,
+    ACCEPTED_PEERS, CLOSED_PEERS, LEGS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PEER_BY_COOKIE,
+    PEER_NAMES, PODS, SOCKETS, count, node_flags,
 };
 use crate::quota::{self, Refused};
 use crate::{probe, release};
@@ -71,8 +71,11 @@ pub fn weft_sock_ops(ctx: SockOpsContext) -> u32 {
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else { return 0 };
     let key = key(&ctx, cookie);
     if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
-        if is_leg(&key) {
-            offer(&ctx, pod, key, NODE_REDIRECT);
+        match leg_to(&key) {
+            Some(Far::Proxy) => offer(&ctx, pod, key, NODE_REDIRECT, Far::Proxy),
+            // Its other end is one that an application accepts.
+            Some(Far::Application) => offer(&ctx, pod, key, NODE_REDIRECT_ACCEPTED, Far::Application),
+            None => {}
         }
     } else {
         accepted(&ctx, pod, key);
@@ -131,7 +134,7 @@ fn accepted(ctx: &SockOpsContext, pod: &PodConfig, key: SocketKey) {
         // SAFETY: a map value stays valid while the program runs.
         unsafe { (*flow).accepted = 1 };
         watch_close(ctx);
-        offer(ctx, pod, key, NODE_REDIRECT);
+        offer(ctx, pod, key, NODE_REDIRECT, Far::Application);
         return;
     }
     // SAFETY: a map value stays valid while the program runs.
@@ -144,16 +147,28 @@ fn accepted(ctx: &SockOpsContext, pod: &PodConfig, key: SocketKey) {
             Err(Refused::Share) => count(Outcome::AcceptedRefusedShare),
         }
         watch_close(ctx);
-        offer(ctx, pod, key, NODE_REDIRECT_ACCEPTED);
+        offer(ctx, pod, key, NODE_REDIRECT_ACCEPTED, Far::Proxy);
     }
+}
+
+/// Who is at the other end of a leg.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Far {
+    Proxy,
+    Application,
 }
 
 /// Is this the active end of a leg: an intercepted client, or the proxy towards an application?
 #[inline(always)]
-fn is_leg(key: &SocketKey) -> bool {
+fn leg_to(key: &SocketKey) -> Option<Far> {
     let end = End { netns_cookie: key.netns_cookie, socket: key.local };
     // SAFETY: only the presence of the entries is used.
-    unsafe { ORIGINAL_DESTINATIONS.get(&end).is_some() || PEER_NAMES.get(key).is_some() }
+    unsafe {
+        if ORIGINAL_DESTINATIONS.get(&end).is_some() {
+            return Some(Far::Proxy);
+        }
+        PEER_NAMES.get(key).map(|_| Far::Application)
+    }
 }
 
 /// The key of a leg's other end.
@@ -164,7 +179,7 @@ fn opposite(key: &SocketKey) -> SocketKey {
 
 /// Inserts a socket of a local leg. `LEGS` last: an entry there promises one in `SOCKETS`.
 #[inline(always)]
-fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32) {
+fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32, far: Far) {
     let flags = node_flags();
     if flags & NODE_REDIRECT == 0
         || flags & needed == 0
@@ -197,15 +212,24 @@ fn offer(ctx: &SockOpsContext, pod: &PodConfig, mut key: SocketKey, needed: u32)
     let outcome = match result {
         Err(EBUSY) => Outcome::SocketRefusedBusy,
         Err(_) => Outcome::SocketRefusedFull,
-        Ok(()) => match LEGS.insert(&key, &Leg::NEW, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Outcome::SocketInserted,
-            Err(_) => Outcome::SocketRefusedFull,
-        },
+        Ok(()) => {
+            match LEGS.insert(&key, &Leg::new(far == Far::Proxy, socket_address(ctx)), u64::from(BPF_NOEXIST))
+            {
+                Ok(()) => Outcome::SocketInserted,
+                Err(_) => Outcome::SocketRefusedFull,
+            }
+        }
     };
     if outcome != Outcome::SocketInserted {
         quota::give_back(key.netns_cookie, Share::Leg);
     }
     count(outcome);
+}
+
+#[inline(always)]
+fn socket_address(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the context of a running program is valid.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk as u64 }
 }
 
 /// A peer that has sent through the stack already goes on doing so, and some kernels answer FIONREAD wrongly for a
@@ -222,7 +246,12 @@ fn closed(ctx: &SockOpsContext, key: &SocketKey) {
     let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let netns = key.netns_cookie;
     quota::remove(&ORIGINAL_BY_COOKIE, &socket, netns, Share::Original);
-    quota::remove(&ACCEPTED_PEERS, &socket, netns, Share::Accepted);
+    // SAFETY: a map value stays valid while the program runs.
+    if let Some(client) = unsafe { ACCEPTED_PEERS.get(&socket) } {
+        // Closed by its peer and not by the application, which may not even have accepted it.
+        let _ = CLOSED_PEERS.insert(&socket, client, 0);
+        quota::remove(&ACCEPTED_PEERS, &socket, netns, Share::Accepted);
+    }
     quota::remove(&LEGS, key, netns, Share::Leg);
     if release::forget_peer(socket, netns) {
         let _ = PEER_NAMES.remove(key);

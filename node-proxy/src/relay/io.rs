@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use crate::socket::leg::Pace;
 use crate::tunnel::{Receiver, Sender};
 
 /// First read of a connection that was idle: most messages fit.
@@ -23,18 +24,18 @@ const CHUNKS_MAX: usize = 16;
 const GATHER_BYTES_MAX: usize = 512 << 10;
 
 pub(super) enum Reader<'a> {
-    Tcp { tcp: ReadHalf<'a>, buffer: BytesMut, size: usize },
+    Tcp { tcp: ReadHalf<'a>, buffer: BytesMut, size: usize, received: u64 },
     Tunnel(&'a mut Receiver),
 }
 
 pub(super) enum Writer<'a> {
-    Tcp(WriteHalf<'a>),
+    Tcp { tcp: WriteHalf<'a>, pace: Pace },
     Tunnel(&'a mut Sender),
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn tcp(tcp: ReadHalf<'a>) -> Self {
-        Self::Tcp { tcp, buffer: BytesMut::new(), size: BUFFER_BYTES_MIN }
+        Self::Tcp { tcp, buffer: BytesMut::new(), size: BUFFER_BYTES_MIN, received: 0 }
     }
 
     /// Waits for bytes and puts them, with what else is there already, into `chunks`. Their number; 0 is the end.
@@ -42,7 +43,15 @@ impl<'a> Reader<'a> {
     /// Cancel-safe: bytes are in `chunks` or not taken.
     pub(super) async fn take(&mut self, chunks: &mut Vec<Bytes>) -> io::Result<usize> {
         match self {
-            Self::Tcp { tcp, buffer, size } => read(tcp, buffer, size, chunks).await,
+            Self::Tcp { tcp, buffer, size, received } => {
+                let length = if *received < weft_ebpf::UNREAD_BYTES_MAX {
+                    read(tcp, buffer, size, chunks).await?
+                } else {
+                    read_to_the_end(tcp, buffer, chunks).await?
+                };
+                *received += length as u64;
+                Ok(length)
+            }
             Self::Tunnel(receiver) => gather(receiver, chunks).await,
         }
     }
@@ -50,6 +59,34 @@ impl<'a> Reader<'a> {
     pub(super) fn release(&mut self, bytes: usize) {
         if let Self::Tunnel(receiver) = self {
             receiver.release(bytes);
+        }
+    }
+}
+
+/// After so many bytes the kernel may have changed the path of this direction from redirected to the stack, once (`decide::way`):
+/// then a read stops where the redirected queue ends, while the event of what lies in the other may have passed. So the
+/// socket is known to be empty only when the kernel says so.
+async fn read_to_the_end(
+    tcp: &ReadHalf<'_>,
+    buffer: &mut BytesMut,
+    chunks: &mut Vec<Bytes>,
+) -> io::Result<usize> {
+    loop {
+        if buffer.capacity() < BUFFER_BYTES_MAX / 4 {
+            buffer.reserve(BUFFER_BYTES_MAX);
+        }
+        match tcp.try_read_buf(buffer) {
+            Ok(length) => {
+                if length > 0 {
+                    chunks.push(buffer.split().freeze());
+                }
+                return Ok(length);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                *buffer = BytesMut::new();
+                tcp.readable().await?;
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -110,8 +147,8 @@ impl Writer<'_> {
     /// Sends all of it and empties `chunks`.
     pub(super) async fn send(&mut self, chunks: &mut Vec<Bytes>) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => {
-                let result = write_all(tcp, chunks).await;
+            Self::Tcp { tcp, pace } => {
+                let result = write_all(tcp, pace, chunks).await;
                 chunks.clear();
                 result
             }
@@ -126,7 +163,7 @@ impl Writer<'_> {
     /// Half-close.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => {
+            Self::Tcp { tcp, .. } => {
                 match SockRef::from(AsRef::<TcpStream>::as_ref(tcp)).shutdown(std::net::Shutdown::Write) {
                     // The other side closed both directions first: nobody to tell.
                     Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
@@ -146,7 +183,7 @@ impl Writer<'_> {
     pub(super) async fn stopped(&mut self) -> io::Error {
         match self {
             // The error itself is left for the reader of the same socket, which first drains what came before it.
-            Self::Tcp(tcp) => match tcp.ready(Interest::ERROR).await {
+            Self::Tcp { tcp, .. } => match tcp.ready(Interest::ERROR).await {
                 Ok(_) => ErrorKind::ConnectionReset.into(),
                 Err(error) => error,
             },
@@ -155,9 +192,10 @@ impl Writer<'_> {
     }
 }
 
-async fn write_all(tcp: &mut WriteHalf<'_>, chunks: &mut [Bytes]) -> io::Result<()> {
+async fn write_all(tcp: &mut WriteHalf<'_>, pace: &mut Pace, chunks: &mut [Bytes]) -> io::Result<()> {
     let mut done = 0;
     while done < chunks.len() {
+        poll_fn(|cx| pace.poll_room(AsRef::<TcpStream>::as_ref(tcp), cx)).await;
         let rest = &mut chunks[done..];
         let written = match rest {
             [one] => tcp.write(one).await,
@@ -172,6 +210,7 @@ async fn write_all(tcp: &mut WriteHalf<'_>, chunks: &mut [Bytes]) -> io::Result<
         };
         match written {
             Ok(mut written) => {
+                pace.sent(written);
                 while let Some(chunk) = chunks.get_mut(done) {
                     let step = written.min(chunk.len());
                     chunk.advance(step);

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::socket;
+use crate::socket::leg::Pace;
 use crate::telemetry::{ByteCounts, CloseReason};
 use crate::tunnel::TunnelStream;
 use io::{Reader, Writer};
@@ -38,7 +39,7 @@ impl Leg {
         match self {
             Self::Tcp(tcp) => {
                 let (reader, writer) = tcp.split();
-                (Reader::tcp(reader), Writer::Tcp(writer))
+                (Reader::tcp(reader), Writer::Tcp { tcp: writer, pace: Pace::default() })
             }
             Self::Tunnel(stream) => {
                 (Reader::Tunnel(&mut stream.receiver), Writer::Tunnel(&mut stream.sender))

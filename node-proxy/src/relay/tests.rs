@@ -96,10 +96,12 @@ async fn a_reset_that_a_write_noticed_first_is_not_passed_on_as_an_orderly_end()
         let (server_reader, server_writer) = server_end.split();
         let pump =
             |from, to, sides: (Side, Side)| pump(from, to, Bytes::new(), |_| {}, sides.0, sides.1, &resets);
-        let (server_reader, client_writer) = (Reader::tcp(server_reader), Writer::Tcp(client_writer));
+        let (server_reader, client_writer) =
+            (Reader::tcp(server_reader), Writer::Tcp { tcp: client_writer, pace: Pace::default() });
         let back = pump(server_reader, client_writer, (Side::Upstream, Side::Client)).await;
         assert_eq!(back.unwrap_err().error.kind(), ErrorKind::ConnectionReset, "the write is told");
-        let (client_reader, server_writer) = (Reader::tcp(client_reader), Writer::Tcp(server_writer));
+        let (client_reader, server_writer) =
+            (Reader::tcp(client_reader), Writer::Tcp { tcp: server_writer, pace: Pace::default() });
         let forth = pump(client_reader, server_writer, (Side::Client, Side::Upstream)).await;
         let broken = forth.expect_err("the client's end was no orderly one");
         assert_eq!((broken.side, broken.error.kind()), (Side::Client, ErrorKind::ConnectionReset));

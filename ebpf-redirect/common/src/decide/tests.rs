@@ -5,7 +5,7 @@ extern crate std;
 use std::net::IpAddr;
 
 use super::*;
-use crate::abi::{PodConfig, address_bytes, address_from_bytes};
+use crate::abi::{LEG_REDIRECT, PodConfig, address_bytes, address_from_bytes};
 
 fn bytes(text: &str) -> Address {
     match text.parse::<IpAddr>().unwrap() {
@@ -144,20 +144,35 @@ fn an_application_never_takes_the_proxy_for_a_loopback_client() {
 }
 
 #[test]
-fn a_path_changes_only_towards_the_stack() {
-    let leg = |path, redirected_bytes| Leg { path, redirected_bytes, ..Leg::NEW };
-    let answered = |leg| Leg { answered: 1, ..leg };
-    for (leg, peer_inserted, expected) in [
-        (leg(LEG_UNDECIDED, 0), true, LEG_REDIRECT),
-        (leg(LEG_UNDECIDED, 0), false, LEG_STACK),
-        (leg(LEG_REDIRECT, 0), false, LEG_REDIRECT),
-        (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX - 1), true, LEG_REDIRECT),
-        (leg(LEG_REDIRECT, REDIRECT_BYTES_MAX), true, LEG_STACK),
-        (answered(leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET - 1)), true, LEG_REDIRECT),
-        (answered(leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET)), true, LEG_STACK),
-        (leg(LEG_REDIRECT, REDIRECT_BYTES_QUIET), true, LEG_REDIRECT),
-        (leg(LEG_STACK, 0), true, LEG_STACK),
+fn towards_an_application_the_path_never_changes_and_the_unread_are_bounded() {
+    let leg = |path| Leg { path, redirected_bytes: 1 << 40, ..Leg::new(false, 1) };
+    for (path, peer_inserted, unread, expected) in [
+        (LEG_UNDECIDED, true, Some(0), Way::Redirect),
+        (LEG_UNDECIDED, false, Some(0), Way::Stack),
+        (LEG_UNDECIDED, true, None, Way::Stack),
+        (LEG_REDIRECT, true, Some(UNREAD_BYTES_BREAK - 1), Way::Redirect),
+        (LEG_REDIRECT, true, Some(UNREAD_BYTES_BREAK), Way::Break),
+        (LEG_REDIRECT, false, None, Way::Redirect),
+        (LEG_STACK, true, Some(0), Way::Stack),
     ] {
-        assert_eq!(path(&leg, || peer_inserted), expected, "{leg:?}");
+        assert_eq!(way(&leg(path), || peer_inserted, || unread), expected, "{path} {unread:?}");
+    }
+}
+
+#[test]
+fn towards_the_proxy_the_path_changes_once_and_not_before_the_proxy_expects_it() {
+    let leg = |path, redirected_bytes| Leg { path, redirected_bytes, ..Leg::new(true, 1) };
+    for (leg, peer_inserted, unread, expected) in [
+        (leg(LEG_UNDECIDED, 0), true, Some(0), Way::Redirect),
+        (leg(LEG_UNDECIDED, 0), false, Some(0), Way::Stack),
+        (leg(LEG_REDIRECT, 1 << 40), true, Some(0), Way::Redirect),
+        (leg(LEG_REDIRECT, 1 << 40), true, Some(UNREAD_BYTES_MAX - 1), Way::Redirect),
+        (leg(LEG_REDIRECT, 1 << 40), true, Some(UNREAD_BYTES_MAX), Way::Stack),
+        // A kernel that does not tell: after so many bytes at the latest.
+        (leg(LEG_REDIRECT, UNREAD_BYTES_MAX - 1), true, None, Way::Redirect),
+        (leg(LEG_REDIRECT, UNREAD_BYTES_MAX), true, None, Way::Stack),
+        (leg(LEG_STACK, 0), true, Some(0), Way::Stack),
+    ] {
+        assert_eq!(way(&leg, || peer_inserted, || unread), expected, "{leg:?} {unread:?}");
     }
 }
