@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup setup-demo setup-tests build demo test test-unit test-e2e bench lint clean
+.PHONY: help setup setup-demo setup-tests setup-cluster build demo test test-unit test-e2e test-cluster cluster-up cluster-down bench lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ setup-demo: ## Install what the demo needs besides: tcpdump, and an OpenTelemetr
 
 setup-tests: ## Install what the tests need besides
 	@scripts/setup.sh --tests
+
+setup-cluster: ## Install what the test cluster needs: builds Kubernetes from its Go modules (once: half an hour of a processor)
+	@scripts/setup.sh --tests --cluster
 
 build: setup ## Build everything, optimised, into target/release
 	@echo "build: compiling (the first time takes some minutes)"
@@ -42,6 +45,18 @@ test-e2e: setup-tests ## Run the tests on a mesh in network namespaces
 	cargo build --workspace --all-targets
 	cargo test -p weft-e2e
 
+cluster-up: setup-cluster build ## Bring up a Kubernetes cluster of two nodes on this machine, with Weft in it (NAME=weft)
+	@$(TARGET)/release/weft-cluster up --name $(or $(NAME),weft)
+	@$(TARGET)/release/weft-cluster install --name $(or $(NAME),weft)
+
+cluster-down: ## Take that cluster down, whatever state it is in (NAME=weft)
+	@$(firstword $(wildcard $(TARGET)/release/weft-cluster $(TARGET)/debug/weft-cluster)) down --name $(or $(NAME),weft)
+
+test-cluster: setup-cluster ## Run the tests on a Kubernetes cluster, which they bring up and take down
+	cargo build --workspace --bins
+	@node-proxy/cni/build.sh $(TARGET)/debug/weft-cni >/dev/null
+	cargo test -p weft-e2e --test cluster
+
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
 	$(TARGET)/release/weft bench --json $(TARGET)/bench.json
@@ -49,10 +64,13 @@ bench: setup-tests ## Measure against no mesh, interleaved in one run
 lint: setup-tests ## Formatting, clippy without warnings, licences and sources of dependencies, shell scripts
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p weft-e2e --test cluster -- -D warnings
 	cargo deny --all-features check licenses bans sources
-	shellcheck scripts/*.sh deploy/*.sh .ci/run
+	shellcheck -x scripts/*.sh deploy/*.sh e2e/cluster/*.sh e2e/cluster/images/*.sh .ci/run
 
 clean: ## Remove labs that were left, and everything built
 	@! [ -x $(TARGET)/release/weft ] || $(TARGET)/release/weft lab down --all
 	@! [ -x $(TARGET)/debug/weft ] || $(TARGET)/debug/weft lab down --all
+	@! [ -x $(TARGET)/debug/weft-cluster ] || $(TARGET)/debug/weft-cluster down --all
+	@! [ -x $(TARGET)/release/weft-cluster ] || $(TARGET)/release/weft-cluster down --all
 	cargo clean

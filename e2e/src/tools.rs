@@ -1,4 +1,4 @@
-//! Where `scripts/setup.sh` leaves what it builds for demo, tests and cluster.
+//! Where things of this build are, and where `scripts/setup.sh` leaves what it builds for demo, tests and cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -14,4 +14,11 @@ pub fn cache_directory() -> PathBuf {
 /// The repository, as it was when this was built: tests and `weft-cluster` run in it.
 pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// The directory of the running program; of a test, which is in `deps/`, the one above.
+pub fn built_beside() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let directory = program.parent().map(Path::to_path_buf).unwrap_or_default();
+    if directory.ends_with("deps") { directory.join("..") } else { directory }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use weft_e2e::cluster::{Cluster, names, relay};
+use weft_e2e::tools::built_beside;
 
 #[derive(Parser)]
 #[command(
@@ -25,6 +26,12 @@ struct Arguments {
 enum Command {
     /// Bring the cluster up; one that is up and well stays as it is
     Up,
+    /// Bring Weft into the cluster, or another build of it
+    Install {
+        /// Where weft, weft-control, weft-node, weft-cni and weft-echo are; by default beside this program
+        #[arg(long)]
+        binaries: Option<PathBuf>,
+    },
     /// Take the cluster down, whatever state it is in, and leave nothing behind
     Down {
         /// All clusters
@@ -66,6 +73,12 @@ fn main() -> Result<()> {
                 start.elapsed().as_secs_f32(),
                 cluster.kubeconfig().display()
             );
+        }
+        Command::Install { binaries } => {
+            let start = Instant::now();
+            let cluster = Cluster::attach(name)?;
+            cluster.install_weft(&binaries.unwrap_or_else(built_beside))?;
+            println!("Weft runs in cluster {name} after {:.0} s", start.elapsed().as_secs_f32());
         }
         Command::Down { all } => {
             let all_names = if all { names() } else { vec![name.to_owned()] };

@@ -136,11 +136,7 @@ impl Cluster {
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let descriptor = listener.as_raw_fd();
-        let mut command = Command::new(std::env::current_exe()?.with_file_name("weft-cluster"));
-        if !Path::new(command.get_program()).exists() {
-            // A test's program lies one directory deeper.
-            command = Command::new(crate::lab::built_beside().join("weft-cluster"));
-        }
+        let mut command = Command::new(crate::tools::built_beside().join("weft-cluster"));
         command.args(["relay", "--listener"]).arg(descriptor.to_string());
         command.args(["--to", &format!("{CONTROL_IP}:{API_PORT}")]);
         // SAFETY: one system call on a number, between fork and exec; the parent's descriptor stays as it is.

@@ -2,7 +2,7 @@
 //! machine outside of namespaces, cgroups and directories that carry the cluster's name.
 //!
 //! [`Cluster::up`] builds it, [`Cluster::attach`] goes on with one that is up, [`Cluster::down`] leaves nothing behind, whatever
-//! state it is in. It knows nothing of Weft. Start reading at [`Cluster::up`]; the picture is in `docs/cluster.md`.
+//! state it is in. Only [`weft`] knows of Weft. Start reading at [`Cluster::up`]; the picture is in `docs/cluster.md`.
 
 mod certificates;
 mod control_plane;
@@ -11,6 +11,7 @@ mod network;
 mod node;
 pub mod relay;
 mod tools;
+pub mod weft;
 
 use std::fs;
 use std::io;

@@ -33,6 +33,7 @@ pub use network::{UNDERLAY_IP, node_ip};
 pub use process::open_descriptors;
 pub use state::{PodState, State, labs};
 
+use crate::tools::built_beside;
 use manifest::Manifests;
 use traces::Traces;
 
@@ -295,13 +296,6 @@ impl Drop for Lab {
             tracing::error!("lab {} is not all gone: {e:#}", self.name());
         }
     }
-}
-
-/// The directory of the running program; of a test, which is in `deps/`, the one above.
-pub(crate) fn built_beside() -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let directory = program.parent().map(Path::to_path_buf).unwrap_or_default();
-    if directory.ends_with("deps") { directory.join("..") } else { directory }
 }
 
 pub(crate) fn remove_directory(path: &Path) -> Result<()> {

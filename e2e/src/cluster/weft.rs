@@ -1,0 +1,69 @@
+//! Weft in the cluster: its images from what was built, and `weft install`, as a user would do it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Cluster;
+use crate::tools::repository;
+
+/// The first start: two replicas of the control plane, then the nodes.
+const ROLLOUT_WAIT_MAX: Duration = Duration::from_secs(120);
+pub const NAMESPACE: &str = "weft-system";
+/// What images of this build are tagged with by default, as the chart is.
+pub const TAG: &str = env!("CARGO_PKG_VERSION");
+
+impl Cluster {
+    /// Packs Weft and the echo application from a directory of binaries, and imports the images on every node.
+    pub fn load_weft_images(&self, binaries: &Path, tag: &str) -> Result<()> {
+        let images = self.directory().join("images");
+        let packed = Command::new(repository().join("deploy/images.sh"))
+            .args([binaries, &images])
+            .arg(tag)
+            .stdin(Stdio::null())
+            .output()
+            .context("deploy/images.sh")?;
+        if !packed.status.success() {
+            bail!("deploy/images.sh: {}", String::from_utf8_lossy(&packed.stderr).trim());
+        }
+        for image in ["weft-control", "weft-node", "weft-echo"] {
+            self.load_image(&images.join(format!("{image}.tar")))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a command of `weft` against this cluster and gives what it printed.
+    pub fn weft(&self, binaries: &Path, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(binaries.join("weft"))
+            .args(arguments)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("{}: `cargo build --bins` makes it", binaries.join("weft").display()))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("weft {}: {}\n{said}{}", arguments.join(" "), output.status, error.trim());
+        }
+        Ok(said)
+    }
+
+    /// Brings Weft into the cluster, or this build of it in the place of another, and waits until it is ready.
+    pub fn install_weft(&self, binaries: &Path) -> Result<()> {
+        self.load_weft_images(binaries, TAG)?;
+        let workloads = ["deploy/weft-control", "ds/weft-node"];
+        let was_there = self.kubectl(&["-n", NAMESPACE, "get", workloads[0]]).is_ok();
+        self.weft(binaries, &["install"])?;
+        for workload in workloads {
+            // The same tag again: nothing that Kubernetes would see changed.
+            if was_there {
+                self.kubectl(&["-n", NAMESPACE, "rollout", "restart", workload])?;
+            }
+            self.wait_rollout(NAMESPACE, workload, ROLLOUT_WAIT_MAX)?;
+        }
+        Ok(())
+    }
+}
