@@ -7,8 +7,10 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::Cluster;
 use crate::lab::command::ip_batch;
-use crate::lab::netns;
+use crate::lab::process::Place;
+use crate::lab::{Capture, netns};
 
 /// Where the API server listens, in the control plane's namespace.
 pub(crate) const CONTROL_IP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
@@ -81,6 +83,21 @@ pub(crate) fn forget_pods(cluster: &str, node: &str) -> Result<()> {
     let node = netns_of(cluster, node);
     let bridge = netns::inside(&node, || fs::read_to_string("/proc/thread-self/net/dev"))??;
     if bridge.contains("cni0:") { ip_batch(&node, &["link delete cni0".into()]) } else { Ok(()) }
+}
+
+impl Cluster {
+    /// Captures what crosses the link between a node and all others, with a filter in tcpdump's words. One at a time.
+    pub fn capture(&self, node: &str, filter: &str) -> Result<Capture> {
+        let group = self.cgroup().join("tools").join(format!("capture-{node}"));
+        let place = Place { netns: netns_of(self.name(), "control"), cgroup: group, files: Vec::new() };
+        Capture::start(
+            place,
+            node,
+            node_ip(Self::node_index(node)?),
+            &self.directory().join("captures"),
+            filter,
+        )
+    }
 }
 
 pub(crate) fn remove(cluster: &str) -> Result<()> {

@@ -22,7 +22,7 @@ const READY_WAIT_MAX: Duration = Duration::from_secs(90);
 
 impl Cluster {
     /// `node1` is 1.
-    fn node_index(node: &str) -> Result<u16> {
+    pub(crate) fn node_index(node: &str) -> Result<u16> {
         node.strip_prefix("node").and_then(|n| n.parse().ok()).with_context(|| format!("no node {node:?}"))
     }
 
@@ -118,9 +118,14 @@ impl Cluster {
         first.ok_or_else(|| anyhow!("{node} has no process yet"))
     }
 
+    /// A file of a node, seen from this machine.
+    pub fn node_file(&self, node: &str, path: &str) -> Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root{path}", self.node_init(node)?)))
+    }
+
     /// Imports an image (a tar in the OCI layout) on a node.
     pub(crate) fn import(&self, node: &str, image: &Path) -> Result<()> {
-        let socket = format!("/proc/{}/root/run/containerd/containerd.sock", self.node_init(node)?);
+        let socket = self.node_file(node, "/run/containerd/containerd.sock")?.display().to_string();
         let ctr = tools::others().join("bin/ctr");
         let image = image.to_string_lossy();
         let arguments = ["--address", &socket, "-n", "k8s.io", "images", "import", "--local", &image];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::Cluster;
+use crate::lab::Admin;
 use crate::tools::repository;
 
 /// The first start: two replicas of the control plane, then the nodes.
@@ -32,6 +33,11 @@ impl Cluster {
             self.load_image(&images.join(format!("{image}.tar")))?;
         }
         Ok(())
+    }
+
+    /// The admin endpoint of a node's `weft-node`.
+    pub fn node_admin(&self, node: &str) -> Result<Admin> {
+        Ok(Admin::Unix(self.node_file(node, "/run/weft/admin.sock")?))
     }
 
     /// Runs a command of `weft` against this cluster and gives what it printed.

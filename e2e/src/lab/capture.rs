@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,30 +28,40 @@ pub struct Capture {
 impl Lab {
     /// Captures what crosses the underlay to and from a node, with a filter in tcpdump's words.
     pub fn capture(&self, node: &str, filter: &str) -> Result<Capture> {
-        let directory = self.directory().join("captures");
-        fs::create_dir_all(&directory)?;
-        let file = directory.join(format!("{node}.pcap"));
-        let log = self.logs_directory().join(format!("tcpdump-{node}.log"));
+        let underlay = network::underlay_netns(self.name());
+        let group = self.cgroup().join("tools").join(format!("capture-{node}"));
+        let place = Place { netns: underlay, cgroup: group, files: Vec::new() };
+        let reached = network::node_ip(network::node_index(node)?);
+        Capture::start(place, node, reached, &self.directory().join("captures"), filter)
+    }
+}
+
+impl Capture {
+    /// Captures what crosses a link of the namespace that the place is in. `reached` answers over that link.
+    pub(crate) fn start(
+        place: Place,
+        link: &str,
+        reached: Ipv4Addr,
+        directory: &Path,
+        filter: &str,
+    ) -> Result<Self> {
+        fs::create_dir_all(directory)?;
+        let file = directory.join(format!("{link}.pcap"));
+        let log = directory.join(format!("{link}.log"));
         for old in [&file, &log] {
             let _ = fs::remove_file(old);
         }
-        let group = self.cgroup().join("tools").join(format!("capture-{node}"));
         let mut command = Command::new("tcpdump");
-        command.args(["-i", node, "-U", "-s", "0", "--immediate-mode", "-Z", "root", "-w"]);
+        command.args(["-i", link, "-U", "-s", "0", "--immediate-mode", "-Z", "root", "-w"]);
         command.arg(&file).arg(format!("({filter}) or (tcp port {MARK_PORT})"));
-        let underlay = network::underlay_netns(self.name());
-        let place = Place { netns: underlay.clone(), cgroup: group.clone(), files: Vec::new() };
         start(command, &place, &log)?;
         wait::until_true(START_WAIT_MAX, "tcpdump listens", || {
             fs::read_to_string(&log).is_ok_and(|l| l.contains("listening on"))
         })
         .with_context(|| super::mesh::tail(&log))?;
-        let node = network::node_ip(network::node_index(node)?);
-        Ok(Capture { file, group, underlay, node })
+        Ok(Self { file, group: place.cgroup, underlay: place.netns, node: reached })
     }
-}
 
-impl Capture {
     /// Ends the capture and reads it.
     pub fn stop(self) -> Result<Packets> {
         self.wait_for_mark()?;

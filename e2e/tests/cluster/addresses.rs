@@ -1,0 +1,77 @@
+//! Every way to name a server, from its own node and from the other, and what lies at the mesh's edge.
+
+use anyhow::{Result, ensure};
+use weft_e2e::lab::wait;
+
+use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, together};
+
+#[test]
+fn a_server_is_reached_by_every_name_from_both_nodes() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "names")?;
+    let ip = shop.kubectl(&["get", "pod", "server-0", "-o", "jsonpath={.status.podIP}"])?;
+    let by_ip = format!("http://{ip}:8080/");
+    for client in ["client1", "client2"] {
+        for (url, pods) in [
+            ("http://server/", ["server-0", "server-1"].as_slice()),
+            ("http://server.names.svc.cluster.local/", &["server-0", "server-1"]),
+            ("http://servers:8080/", &["server-0", "server-1"]),
+            ("http://server-0.servers:8080/", &["server-0"]),
+            ("http://server-1.servers.names.svc:8080/", &["server-1"]),
+            (by_ip.as_str(), &["server-0"]),
+        ] {
+            let told = shop.reach(client, url)?;
+            let answered: Vec<&str> =
+                told["pods"].as_object().into_iter().flatten().map(|(pod, _)| pod.as_str()).collect();
+            ensure!(answered.iter().all(|pod| pods.contains(pod)), "{client} to {url}: {answered:?}");
+        }
+    }
+    // Its own Service, its own name and its own address.
+    for url in ["http://server/", "http://server-0.servers:8080/", by_ip.as_str()] {
+        shop.reach("server-0", url)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn strict_pods_refuse_what_is_outside_of_the_mesh_and_permissive_ones_do_not() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "edge")?;
+    let outside = Shop::outside(&cluster, "edge-out")?;
+    for client in ["client1", "client2"] {
+        outside.reach_in_vain(client, "http://server.edge/")?;
+        // Out of the mesh there is a way.
+        shop.reach(client, "http://server.edge-out/")?;
+    }
+    shop.apply(
+        "{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: open, namespace: @NS@}, spec: {inbound: {mode: PERMISSIVE}}}",
+    )?;
+    wait::until(CHANGE_WAIT_MAX, || outside.reach("client1", "http://server.edge/").map(drop))?;
+    outside.reach("client2", "http://server.edge/").map(drop)
+}
+
+#[test]
+fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "kinds")?;
+    shop.apply(
+        "{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: open, namespace: @NS@}, spec: {selector: {matchLabels: {app: server}}, inbound: {mode: PERMISSIVE}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: alias, namespace: @NS@}, spec: {type: ExternalName, externalName: server.kinds.svc.cluster.local}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: port, namespace: @NS@}, spec: {type: NodePort, selector: {app: server}, ports: [{port: 80, targetPort: http, nodePort: 30080}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: host, namespace: @NS@}, spec: {nodeName: node1, hostNetwork: true, terminationGracePeriodSeconds: 1,
+  dnsPolicy: ClusterFirstWithHostNet, containers: [{name: echo, image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '18080']}]}}",
+    )?;
+    cluster.wait_field(&["-n", "kinds", "pod", "host"], "{.status.phase}", "Running", START_WAIT_MAX)?;
+    shop.reach("client1", "http://alias/")?;
+    for node in ["172.30.0.11", "172.30.0.12"] {
+        wait::until(CHANGE_WAIT_MAX, || shop.reach("host", &format!("http://{node}:30080/")).map(drop))?;
+    }
+    shop.reach("host", "http://server/")?;
+    for client in ["client1", "client2"] {
+        shop.reach(client, "http://172.30.0.11:18080/")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! The cluster that all tests share, whose turn it is on it, and the pods that they talk to. Asserts nothing about the product.
+
+use std::ops::Deref;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde_json::Value;
+use weft_e2e::cluster::Cluster;
+use weft_e2e::cluster::weft::TAG;
+use weft_e2e::lab::{Packets, wait};
+use weft_e2e::tools::built_beside;
+
+/// Set to the name of a cluster, the tests use it and leave it up; without it they make one of their own.
+const KEPT: &str = "WEFT_TEST_CLUSTER";
+/// Pods start within seconds; on a machine with other work, within more.
+pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(90);
+/// For a label, a policy or a pod to reach a node: "within a second" is what is promised, of a machine that is not loaded.
+pub(crate) const CHANGE_WAIT_MAX: Duration = Duration::from_secs(15);
+
+static TURN: RwLock<()> = RwLock::new(());
+static UP: OnceLock<Result<Cluster, String>> = OnceLock::new();
+
+#[expect(dead_code, reason = "held for its drop")]
+enum Lock {
+    Together(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+/// The cluster, for as long as the value lives.
+pub(crate) struct Turn {
+    cluster: &'static Cluster,
+    _lock: Lock,
+}
+
+impl Deref for Turn {
+    type Target = Cluster;
+    fn deref(&self) -> &Cluster {
+        self.cluster
+    }
+}
+
+/// For a test that keeps to a namespace of its own.
+pub(crate) fn together() -> Result<Turn> {
+    let lock = Lock::Together(TURN.read().unwrap_or_else(PoisonError::into_inner));
+    Ok(Turn { cluster: cluster()?, _lock: lock })
+}
+
+/// For a test that stops or removes what others need.
+pub(crate) fn alone() -> Result<Turn> {
+    let lock = Lock::Alone(TURN.write().unwrap_or_else(PoisonError::into_inner));
+    Ok(Turn { cluster: cluster()?, _lock: lock })
+}
+
+/// Brought up, with Weft in it, by whoever comes first. A failure is not tried again.
+fn cluster() -> Result<&'static Cluster> {
+    let up = UP.get_or_init(|| {
+        // SAFETY: registers a function without arguments that does not unwind; the static it uses lives for ever.
+        unsafe { libc::atexit(take_down) };
+        let name = kept().unwrap_or_else(|| format!("test{}", std::process::id()));
+        let build = || {
+            let cluster = Cluster::up(&name)?;
+            cluster.install_weft(&built_beside())?;
+            Ok::<_, anyhow::Error>(cluster)
+        };
+        build().map_err(|e| format!("{e:#}"))
+    });
+    up.as_ref().map_err(|e| anyhow!("the cluster of these tests did not come up: {e}"))
+}
+
+fn kept() -> Option<String> {
+    std::env::var(KEPT).ok()
+}
+
+extern "C" fn take_down() {
+    if kept().is_some() {
+        return;
+    }
+    if let Err(error) = Cluster::down(&format!("test{}", std::process::id())) {
+        eprintln!("the cluster is not all gone: {error:#}");
+    }
+}
+
+/// A namespace with a client on each node (`client1`, `client2`) and a server of two replicas, one per node
+/// (`tests/cluster/shop.yaml`). Goes away with the value.
+pub(crate) struct Shop<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) namespace: &'static str,
+}
+
+impl<'a> Shop<'a> {
+    /// Outside of the mesh.
+    pub(crate) fn outside(cluster: &'a Cluster, namespace: &'static str) -> Result<Self> {
+        Self::open(cluster, namespace, false)
+    }
+
+    /// Labelled before its pods are made.
+    pub(crate) fn enrolled(cluster: &'a Cluster, namespace: &'static str) -> Result<Self> {
+        let shop = Self::open(cluster, namespace, true)?;
+        shop.wait_enrolled(&["client1", "client2", "server-0", "server-1"])?;
+        Ok(shop)
+    }
+
+    fn open(cluster: &'a Cluster, namespace: &'static str, enrolled: bool) -> Result<Self> {
+        let shop = Self { cluster, namespace };
+        let label = if enrolled { ", labels: {weft.dev/mesh: enabled}" } else { "" };
+        cluster
+            .apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}{label}}}}}"))?;
+        shop.apply(include_str!("shop.yaml"))?;
+        cluster.wait_rollout(namespace, "sts/server", START_WAIT_MAX)?;
+        for client in ["client1", "client2"] {
+            cluster.wait_field(
+                &["-n", namespace, "pod", client],
+                "{.status.phase}",
+                "Running",
+                START_WAIT_MAX,
+            )?;
+        }
+        Ok(shop)
+    }
+
+    /// Applies manifests in which `@NS@` stands for the namespace and `@TAG@` for the tag of the images.
+    pub(crate) fn apply(&self, manifests: &str) -> Result<()> {
+        self.cluster.apply(&manifests.replace("@NS@", self.namespace).replace("@TAG@", TAG))
+    }
+
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["-n", self.namespace], arguments].concat())
+    }
+
+    /// Sets (`name=value`) or removes (`name-`) the label of the namespace.
+    pub(crate) fn label(&self, label: &str) -> Result<()> {
+        self.cluster.kubectl(&["label", "--overwrite", "namespace", self.namespace, label]).map(drop)
+    }
+
+    /// Waits until the pods' nodes say that they are in the mesh.
+    pub(crate) fn wait_enrolled(&self, pods: &[&str]) -> Result<()> {
+        self.wait_state(pods, "enrolled")
+    }
+
+    pub(crate) fn wait_state(&self, pods: &[&str], state: &str) -> Result<()> {
+        wait::until(CHANGE_WAIT_MAX, || {
+            let known = states(self.cluster)?;
+            for pod in pods {
+                let now = known.iter().find(|k| k.0 == format!("{}/{pod}", self.namespace));
+                ensure!(now.is_some_and(|k| k.1 == state), "{pod} should be {state}: {now:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `weft-echo load` in a pod, with a short patience for each answer, and reads what it tells.
+    pub(crate) fn load(&self, pod: &str, arguments: &[&str]) -> Result<Value> {
+        let words = [&["weft-echo", "load", "--timeout-ms", "5000"], arguments].concat();
+        let told = self.cluster.exec_ok(self.namespace, pod, &words)?;
+        serde_json::from_str(&told).with_context(|| format!("weft-echo in {pod} told {told:?}"))
+    }
+
+    /// Some requests, each on a connection of its own, all of which must be answered.
+    pub(crate) fn reach(&self, pod: &str, url: &str) -> Result<Value> {
+        let told = self.load(pod, &["--url", url, "--requests", "4", "--reconnect"])?;
+        ensure!(told["ok"] == 4, "{pod} to {url}: {told}");
+        Ok(told)
+    }
+
+    /// The same, none of which may be.
+    pub(crate) fn reach_in_vain(&self, pod: &str, url: &str) -> Result<()> {
+        let told = self.load(pod, &["--url", url, "--requests", "2", "--reconnect"])?;
+        ensure!(told["ok"] == 0, "{pod} to {url} must fail: {told}");
+        Ok(())
+    }
+
+    /// What crosses node2's link while client1 talks to the server on node2, with the text `secret` in its requests.
+    pub(crate) fn captured(&self, secret: &str) -> Result<Packets> {
+        let server = if self.node_of("server-0")? == "node2" { "server-0" } else { "server-1" };
+        let url = format!("http://{server}.servers:8080/{secret}");
+        let capture = self.cluster.capture("node2", "tcp")?;
+        self.reach("client1", &url)?;
+        capture.stop()
+    }
+
+    pub(crate) fn node_of(&self, pod: &str) -> Result<String> {
+        self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.spec.nodeName}"])
+    }
+}
+
+impl Drop for Shop<'_> {
+    fn drop(&mut self) {
+        // The cluster goes anyway; until then the next test should have the machine to itself.
+        let _ = self.cluster.kubectl(&["delete", "namespace", self.namespace, "--wait=false"]);
+    }
+}
+
+/// Name and state of every pod that a node knows.
+pub(crate) fn states(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for node in cluster.nodes() {
+        let status = cluster.node_admin(&node)?.json("/status")?;
+        for pod in status["pods"].as_array().into_iter().flatten() {
+            let text = |name: &str| pod[name].as_str().unwrap_or_default().to_owned();
+            all.push((format!("{}/{}", text("namespace"), text("name")), text("state")));
+        }
+    }
+    Ok(all)
+}
+
+/// A load that runs in a pod while the test does other things.
+pub(crate) struct Running {
+    child: std::process::Child,
+}
+
+impl Running {
+    pub(crate) fn start(shop: &Shop<'_>, pod: &str, arguments: &[&str]) -> Result<Self> {
+        let mut kubectl = shop.cluster.kubectl_command();
+        kubectl.args(["-n", shop.namespace, "exec", pod, "--", "weft-echo", "load", "--timeout-ms", "10000"]);
+        kubectl.args(arguments).stdout(std::process::Stdio::piped());
+        Ok(Self { child: kubectl.spawn()? })
+    }
+
+    /// Waits until it ends by itself, and reads what it tells.
+    pub(crate) fn finish(self) -> Result<Value> {
+        let output = self.child.wait_with_output()?;
+        let told = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&told).with_context(|| format!("the load told {told:?}"))
+    }
+}

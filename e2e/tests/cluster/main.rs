@@ -1,0 +1,12 @@
+//! Weft on a real Kubernetes cluster: two nodes with kubelets and containerd, in namespaces of this machine.
+//!
+//! `make test-cluster` runs it. All tests share one cluster; those that take something away from it run alone
+//! ([`fixture::alone`]). Start reading at `fixture`.
+
+mod addresses;
+mod enrolment;
+mod fixture;
+mod outages;
+mod policy;
+mod probes;
+mod rollout;
