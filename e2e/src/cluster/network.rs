@@ -86,10 +86,15 @@ pub(crate) fn forget_pods(cluster: &str, node: &str) -> Result<()> {
 }
 
 impl Cluster {
+    /// The namespace that joins the nodes, from which their pods can be reached.
+    pub fn control_netns(&self) -> String {
+        netns_of(self.name(), "control")
+    }
+
     /// Captures what crosses the link between a node and all others, with a filter in tcpdump's words. One at a time.
     pub fn capture(&self, node: &str, filter: &str) -> Result<Capture> {
         let group = self.cgroup().join("tools").join(format!("capture-{node}"));
-        let place = Place { netns: netns_of(self.name(), "control"), cgroup: group, files: Vec::new() };
+        let place = Place { netns: self.control_netns(), cgroup: group, files: Vec::new() };
         Capture::start(
             place,
             node,

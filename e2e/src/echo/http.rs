@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tonic::codegen::Service as _;
 
-use super::{Server, grpc, plain, websocket};
+use super::{Server, grpc, health, plain, websocket};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -43,6 +43,10 @@ async fn answer(
 ) -> Result<Response<Body>, BoxError> {
     let is_grpc =
         request.headers().get("content-type").is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc && request.uri().path().starts_with(health::PATH) {
+        let response = health::service().call(request).await.unwrap_or_else(|e: Infallible| match e {});
+        return Ok(response.map(|b| b.map_err(Into::into).boxed_unsync()));
+    }
     if is_grpc {
         let mut service = grpc::service(server, peer);
         let response = service.call(request).await.unwrap_or_else(|e: Infallible| match e {});

@@ -4,6 +4,7 @@
 //! It knows nothing of the mesh. Start reading at [`Server::run`].
 
 pub mod grpc;
+mod health;
 mod http;
 pub mod load;
 pub mod pace;

@@ -57,22 +57,37 @@ fn record_of(lab: &Lab, node: &str, path: &str) -> Result<Value> {
     })
 }
 
-/// Asks `weft-control` as a node would, from the node's namespace: with its token for a certificate of the node, and with that for one
-/// of a pod. The number of certificates in the chain, or the refusal.
+/// Asks `weft-control` as a node of the lab would, from the node's namespace, for a certificate of a pod.
 pub fn ask_certificate(lab: &Lab, node: &str, pod_uid: &str) -> Result<Result<usize, Status>> {
-    let authority = Certificate::from_pem(fs::read(lab.control_authority())?);
-    let tls = ClientTlsConfig::new().ca_certificate(authority).domain_name("weft-control");
-    let endpoint = |tls| anyhow::Ok(Endpoint::from_shared(lab.control_address())?.tls_config(tls)?);
+    let authority = fs::read(lab.control_authority())?;
+    let token = fs::read_to_string(lab.join_token_file(node))?;
+    ask(&lab.node_netns(node), &lab.control_address(), &authority, &token, pod_uid)
+}
+
+/// Asks `weft-control` from a namespace: with a node's token for a certificate of that node, and with that for one of a pod. The
+/// number of certificates in the pod's chain, or the refusal of either.
+pub fn ask(
+    netns: &str,
+    address: &str,
+    authority: &[u8],
+    token: &str,
+    pod_uid: &str,
+) -> Result<Result<usize, Status>> {
+    let tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("weft-control");
+    let endpoint = |tls| anyhow::Ok(Endpoint::from_shared(address.to_owned())?.tls_config(tls)?);
     let csr = |key: &KeyPair| anyhow::Ok(CertificateParams::default().serialize_request(key)?.der().to_vec());
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let mut request = Request::new(SignNodeRequest { csr_der: csr(&key)? });
-    let token = fs::read_to_string(lab.join_token_file(node))?;
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    netns::inside(&lab.node_netns(node), || {
+    netns::inside(netns, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let channel = endpoint(tls.clone())?.connect().await.context("connecting to weft-control")?;
-            let answer = CertificatesClient::new(channel).sign_node(request).await?.into_inner();
+            let answer = match CertificatesClient::new(channel).sign_node(request).await {
+                Ok(answer) => answer.into_inner(),
+                Err(refused) => return Ok(Err(refused)),
+            };
             let blocks: Vec<_> =
                 answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
             let shown = Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem());

@@ -4,9 +4,13 @@
 //! ([`fixture::alone`]). Start reading at `fixture`.
 
 mod addresses;
+mod burst;
 mod enrolment;
 mod fixture;
+mod identity;
+mod lifecycle;
 mod outages;
 mod policy;
 mod probes;
 mod rollout;
+mod traces;

@@ -29,7 +29,12 @@ fn traffic_goes_on_while_the_api_server_is_away_for_a_minute() -> Result<()> {
     }
     cluster.start_part("kube-apiserver")?;
     cluster.wait_api()?;
-    cluster.wait_field(&["-n", shop.namespace, "job", "steady"], "{.status.succeeded}", "1", START_WAIT_MAX)?;
+    cluster.wait_field(
+        &["-n", shop.namespace, "job", "steady"],
+        "{.status.succeeded}",
+        "1",
+        START_WAIT_MAX,
+    )?;
     let told: Value = serde_json::from_str(&shop.kubectl(&["logs", "job/steady"])?)?;
     ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(1000), "{told}");
     shop.kubectl(&["label", "pod", "client2", "weft.dev/mesh=disabled"])?;
