@@ -11,7 +11,7 @@ use weft_e2e::cluster::weft::TAG;
 use weft_e2e::lab::{Packets, wait};
 use weft_e2e::tools::built_beside;
 
-/// Set to the name of a cluster, the tests use it and leave it up; without it they make one of their own.
+/// Set to the name of a cluster that Weft runs in, the tests use it as it is and leave it up; without it they make one.
 const KEPT: &str = "WEFT_TEST_CLUSTER";
 /// Pods start within seconds; on a machine with other work, within more.
 pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(90);
@@ -57,9 +57,11 @@ fn cluster() -> Result<&'static Cluster> {
     let up = UP.get_or_init(|| {
         // SAFETY: registers a function without arguments that does not unwind; the static it uses lives for ever.
         unsafe { libc::atexit(take_down) };
-        let name = kept().unwrap_or_else(|| format!("test{}", std::process::id()));
         let build = || {
-            let cluster = Cluster::up(&name)?;
+            if let Some(name) = kept() {
+                return Cluster::attach(&name);
+            }
+            let cluster = Cluster::up(&format!("test{}", std::process::id()))?;
             cluster.install_weft(&built_beside())?;
             Ok::<_, anyhow::Error>(cluster)
         };
