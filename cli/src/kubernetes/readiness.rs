@@ -148,7 +148,9 @@ pub(super) async fn unready(cluster: &Cluster, of: Workload) -> Result<Vec<Strin
             lines.push(format!("{name}{on}: ends"));
             continue;
         }
-        lines.push(format!("{name}{on}: {}", why_not_ready(pod, &events(cluster, name).await)));
+        let why = why_not_ready(pod, &events(cluster, name).await);
+        // Some messages are of several lines.
+        lines.push(format!("{name}{on}: {}", why.split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     Ok(lines)
 }
