@@ -22,6 +22,8 @@ const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
 /// Larger than any manifest that a person writes.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 const FILES_MAX: usize = 20_000;
+/// Of one root: its text is kept to see what changed, and parsing takes several times as much for a moment.
+const BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Symbolic links could make a circle.
 const DEPTH_MAX: usize = 16;
 /// Directories of one root, counted as often as links lead to them: links that fan out must not multiply for ever.
@@ -155,8 +157,7 @@ impl Scanner {
         self.directory_errors.clear();
         let mut unreadable = Vec::new();
         for root in self.roots.clone() {
-            let mut directories = 0;
-            if let Err(problem) = list(&root, 0, &mut directories, &mut found) {
+            if let Err(problem) = list(&root, 0, &mut Counted::default(), &mut found) {
                 unreadable.push(root);
                 self.directory_errors.push(problem);
             }
@@ -281,10 +282,17 @@ impl File {
     }
 }
 
+/// What listing a root has met with.
+#[derive(Debug, Default)]
+struct Counted {
+    directories: usize,
+    bytes: u64,
+}
+
 fn list(
     directory: &Path,
     depth: usize,
-    directories: &mut usize,
+    counted: &mut Counted,
     found: &mut BTreeMap<PathBuf, Stamp>,
 ) -> Result<(), Problem> {
     use std::os::unix::fs::MetadataExt;
@@ -292,8 +300,8 @@ fn list(
     if depth > DEPTH_MAX {
         return Err(problem(format!("is more than {DEPTH_MAX} directories deep")));
     }
-    *directories += 1;
-    if *directories > DIRECTORIES_MAX {
+    counted.directories += 1;
+    if counted.directories > DIRECTORIES_MAX {
         return Err(problem(format!("more than {DIRECTORIES_MAX} directories")));
     }
     for entry in std::fs::read_dir(directory).map_err(|e| problem(e.to_string()))? {
@@ -305,12 +313,17 @@ fn list(
         // Follows links; one that dangles (or a file just removed) is not there.
         let Ok(metadata) = std::fs::metadata(&path) else { continue };
         if metadata.is_dir() {
-            list(&path, depth + 1, directories, found)?;
+            list(&path, depth + 1, counted, found)?;
         } else if metadata.is_file()
             && matches!(path.extension().and_then(|e| e.to_str()), Some("yaml" | "yml" | "json"))
         {
             if found.len() >= FILES_MAX {
                 return Err(problem(format!("more than {FILES_MAX} files")));
+            }
+            // A file that is too large by itself is not read.
+            counted.bytes += metadata.len().min(FILE_BYTES_MAX);
+            if counted.bytes > BYTES_MAX {
+                return Err(problem(format!("more than {BYTES_MAX} bytes of manifests")));
             }
             let stamp =
                 Stamp { bytes: metadata.len(), modified: metadata.modified().ok(), inode: metadata.ino() };

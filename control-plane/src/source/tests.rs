@@ -110,6 +110,23 @@ fn links_in_a_circle_end_and_are_reported() {
     assert!(scanner.report().errors.iter().any(|e| e.message.contains("directories")));
 }
 
+#[test]
+fn more_manifests_than_fit_are_a_problem_and_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = BYTES_MAX / FILE_BYTES_MAX;
+    for i in 0..files {
+        // Sparse: it has a length and nothing else.
+        fs::File::create(directory.path().join(format!("{i}.yaml")))
+            .unwrap()
+            .set_len(FILE_BYTES_MAX)
+            .unwrap();
+    }
+    let listed = || list(directory.path(), 0, &mut Counted::default(), &mut BTreeMap::new());
+    assert!(listed().is_ok());
+    fs::write(directory.path().join("last.yaml"), namespace("a")).unwrap();
+    assert!(listed().unwrap_err().message.contains("bytes of manifests"));
+}
+
 fn error_of(text: &str) -> String {
     manifest::parse("f.yaml", text).unwrap_err()[0].to_string()
 }

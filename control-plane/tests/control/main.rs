@@ -1,6 +1,7 @@
 //! The control plane over real gRPC on loopback, with a scripted node.
 #![expect(clippy::unwrap_used, reason = "all of this file is test code")]
 
+mod directory;
 mod nodes;
 mod stream;
 
