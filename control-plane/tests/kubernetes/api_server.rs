@@ -15,11 +15,12 @@ use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 const READY_WAIT_MAX: Duration = Duration::from_secs(120);
 const ADMIN_TOKEN: &str = "the-admin-of-these-tests-0123456789";
 
-pub struct ApiServer {
-    pub directory: tempfile::TempDir,
+pub(crate) struct ApiServer {
+    pub(crate) directory: tempfile::TempDir,
     address: SocketAddr,
     etcd: Child,
     server: Child,
+    arguments: Vec<String>,
 }
 
 impl Drop for ApiServer {
@@ -59,7 +60,7 @@ fn started(name: &str, log: &Path, arguments: &[String]) -> Child {
 
 impl ApiServer {
     /// `further`: arguments of the API server.
-    pub async fn start(further: &[&str]) -> Self {
+    pub(crate) async fn start(further: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
         let (client_port, peer_port, port) = (free_port(), free_port(), free_port());
@@ -93,13 +94,13 @@ impl ApiServer {
             "--authorization-mode=RBAC".into(),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
-            format!("--service-account-key-file={}", at("accounts.key")),
+            format!("--service-account-key-file={}", at("accounts.pub")),
             format!("--service-account-signing-key-file={}", at("accounts.key")),
             "--disable-admission-plugins=ServiceAccount".into(),
         ];
         arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
         let server = started("kube-apiserver", &directory.path().join("server.log"), &arguments);
-        let started = Self { directory, address, etcd, server };
+        let started = Self { directory, address, etcd, server, arguments };
         started.write_kubeconfig();
         started.ready().await;
         started
@@ -135,18 +136,30 @@ impl ApiServer {
     }
 
     /// Of an administrator.
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.directory.path().join("kubeconfig")
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let read = kube::config::Kubeconfig::read_from(self.kubeconfig()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await.unwrap();
         Client::try_from(config).unwrap()
     }
 
+    /// The process ends; what is stored stays.
+    pub(crate) fn down(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+
+    pub(crate) async fn up(&mut self) {
+        let log = self.directory.path().join("server-again.log");
+        self.server = started("kube-apiserver", &log, &self.arguments);
+        self.ready().await;
+    }
+
     /// Stops answering, without closing: what a client sees of an API server that hangs.
-    pub fn pause(&self, paused: bool) {
+    pub(crate) fn pause(&self, paused: bool) {
         let signal = if paused { "-STOP" } else { "-CONT" };
         let told = Command::new("kill").args([signal, &self.server.id().to_string()]).status().unwrap();
         assert!(told.success());
@@ -165,5 +178,8 @@ fn certificates(directory: &Path) {
     let server = CertificateParams::new(names).unwrap().signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
     write("server.pem", server.pem());
     write("server.key", key.serialize_pem());
-    write("accounts.key", KeyPair::generate().unwrap().serialize_pem());
+    let accounts = KeyPair::generate().unwrap();
+    write("accounts.key", accounts.serialize_pem());
+    // Of a private key the API server takes only the forms that OpenSSL once wrote.
+    write("accounts.pub", accounts.public_key_pem());
 }

@@ -3,4 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this file is test code")]
 
 mod api_server;
+mod cluster;
 mod identity;
+mod node;
+mod schema;
