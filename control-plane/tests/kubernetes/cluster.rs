@@ -70,12 +70,24 @@ pub(super) async fn install(client: &Client, file: &Path) {
     let object: DynamicObject = serde_yaml_ng::from_str(&text).unwrap();
     let api = api_of(client, &object);
     api.create(&PostParams::default(), &object).await.unwrap();
-    let name = object.metadata.name.unwrap();
+    let name = object.metadata.name.clone().unwrap();
     until(&name, async || {
         let conditions = api.get(&name).await.unwrap().data["status"]["conditions"].to_string();
         conditions.contains("Established").then_some(())
     })
     .await;
+    // Established is said a moment before it is served.
+    let spec = &object.data["spec"];
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let (group, plural) = (text(&spec["group"]), text(&spec["names"]["plural"]));
+    for version in spec["versions"].as_array().unwrap().iter().filter(|version| version["served"] == true) {
+        let path = format!("/apis/{group}/{}/{plural}?limit=1", text(&version["name"]));
+        until(&path, async || {
+            let request = http::Request::get(&path).body(Vec::new()).unwrap();
+            client.request_text(request).await.ok()
+        })
+        .await;
+    }
 }
 
 /// Asks until there is an answer.
