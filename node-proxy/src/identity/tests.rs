@@ -436,7 +436,7 @@ proptest! {
     fn arbitrary_certificates_and_roots_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let leaf = CertificateDer::from(bytes.clone());
         prop_assert!(peer::spiffe_id(&leaf).is_err());
-        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![bytes] };
+        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![bytes], enrolled_namespaces: Vec::new() };
         prop_assert!(Trust::new(&mesh, &tls::provider()).is_err());
     }
 
@@ -449,7 +449,7 @@ proptest! {
         let at = at % leaf.len();
         leaf[at] = with;
         let _ = peer::spiffe_id(&CertificateDer::from(leaf.clone()));
-        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![leaf] };
+        let mesh = Mesh { trust_domain: "cluster.local".parse().unwrap(), roots: vec![leaf], enrolled_namespaces: Vec::new() };
         let _ = Trust::new(&mesh, &tls::provider());
     }
 }
