@@ -20,8 +20,11 @@ pub(crate) struct Answer {
     pub(crate) value: Result<Value>,
 }
 
+/// What each answered, by its name.
+pub(crate) type Statuses = Vec<(String, Result<Value>)>;
+
 /// `/status` of every weft-control and weft-node, by name, and the address of the API server.
-pub(crate) fn cluster_statuses(target: &Target) -> Result<(String, Vec<(String, Result<Value>)>)> {
+pub(crate) fn cluster_statuses(target: &Target) -> Result<(String, Statuses)> {
     super::block_on(async {
         let cluster = target.connect().await?;
         let mut all = answers(&cluster, Workload::Control, "/status").await?;
