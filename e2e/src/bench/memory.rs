@@ -1,6 +1,5 @@
 //! The proxies' memory: proportional set size, before load, right after, and when it has had time to go back.
 
-use std::fs;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 use super::scene::{HTTP_PORT, client, options, server, service_of, write_nginx_conf};
-use crate::lab::{Lab, cgroup, wait};
+use crate::lab::{Lab, cgroup, memory_mib, wait};
 
 /// Pods of each node.
 const PODS: [u16; 2] = [1, 20];
@@ -93,10 +92,7 @@ fn pss_mib(lab: &Lab) -> Result<Vec<f64>> {
     let of = |node: String| {
         let pids = cgroup::pids(&lab.agent_cgroup(&node));
         let pid = pids.first().with_context(|| format!("weft-node of {node} does not run"))?;
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-        let kib: f64 = pss.context("no Pss in smaps_rollup")?.trim().parse()?;
-        Ok(kib / 1024.0)
+        memory_mib(*pid, "Pss")
     };
     lab.nodes().into_iter().map(of).collect()
 }

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use admin::{Admin, metric_sum};
 pub use capture::{Capture, Packets, Segment};
 pub use network::{UNDERLAY_IP, node_ip};
-pub use process::open_descriptors;
+pub use process::{memory_mib, open_descriptors};
 pub use state::{PodState, State, labs};
 
 use crate::tools::built_beside;

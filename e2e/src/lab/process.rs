@@ -132,6 +132,16 @@ pub(crate) fn signal(group: &Path, signal: rustix::process::Signal) {
     }
 }
 
+/// A sum over all mappings of a process, in MiB: `Pss` (what it costs the machine), `Anonymous` (what it holds itself, without
+/// the pages of its binary).
+pub fn memory_mib(pid: i32, what: &str) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':')?.trim().strip_suffix(" kB"));
+    let kib: f64 = line.with_context(|| format!("no {what} in smaps_rollup"))?.trim().parse()?;
+    Ok(kib / 1024.0)
+}
+
 /// For tests that watch a process: the descriptor table's size.
 pub fn open_descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)

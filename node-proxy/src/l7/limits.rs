@@ -26,9 +26,10 @@ pub(super) const PENDING_MAX: u32 = 1024;
 pub(super) const IDLE_PER_DESTINATION_MAX: usize = 64;
 /// Destinations whose slots a pod keeps before the empty ones are dropped.
 pub(super) const DESTINATIONS_PER_POD_MAX: usize = 1024;
-/// An unused connection is closed after between this and one and a half of it: below the common 60 s and 75 s of
-/// servers, so that it is mostly us who close.
-pub(super) const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
+/// An unused connection is closed after between this and one and a half of it: far below the common 60 s and 75 s of
+/// servers, so that it is us who close. Balancing spreads a few busy connections over many endpoints, each of which keeps
+/// some; they cost 30 KiB on either node, and a new one is a stream of a tunnel that is open.
+pub(super) const UPSTREAM_IDLE: Duration = Duration::from_secs(10);
 /// For a connection while other endpoints are left to try: one lost SYN is repeated after 1 s, so 2 s is time for two.
 pub(super) const CONNECT_TIMEOUT_WITH_OTHERS: Duration = Duration::from_secs(2);
 /// For a connection when there is no other endpoint, as on the tunnel.
