@@ -136,6 +136,12 @@ fn check_issuer(part: &Part, der: &[u8], key: &KeyPair) -> Result<OffsetDateTime
     if !certificate.is_ca() {
         return Err(part.unusable("is not a certificate authority's (CA:FALSE)"));
     }
+    // Verifiers differ in whether they look at a root's usages: one that must not sign is found here and not by some peer.
+    if let Ok(Some(usage)) = certificate.key_usage()
+        && !usage.value.key_cert_sign()
+    {
+        return Err(part.unusable("may not sign certificates (its key usage has no keyCertSign)"));
+    }
     if *certificate.public_key().subject_public_key.data != *key.public_key_raw() {
         return Err(part.unusable("does not belong to the key"));
     }
