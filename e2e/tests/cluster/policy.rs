@@ -57,7 +57,7 @@ fn a_wrong_policy_is_refused_by_the_api_server() -> Result<()> {
     let shop = Shop::outside(&cluster, "wrong")?;
     for (wrong, why) in [
         (DENY.replace("DENY", "FORBID"), "Unsupported value"),
-        (DENY.replace("principals", "principles"), "unknown field"),
+        (DENY.replace("principals", "principles"), "not declared in schema"),
     ] {
         let Err(error) = shop.apply(&wrong) else { bail!("was accepted: {wrong}") };
         ensure!(format!("{error:#}").contains(why), "{why:?} is not in {error:#}");
