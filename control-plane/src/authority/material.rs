@@ -126,7 +126,8 @@ pub(super) fn certificates(part: &Part) -> Result<Vec<Vec<u8>>, AuthorityError> 
 
 pub(super) fn to_pem(certificates: &[Vec<u8>]) -> String {
     let blocks: Vec<_> = certificates.iter().map(|der| pem::Pem::new("CERTIFICATE", der.clone())).collect();
-    pem::encode_many(&blocks)
+    // As everybody else writes it: the crate's own choice is CR LF.
+    pem::encode_many_config(&blocks, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
 }
 
 /// A certificate authority, in time, that belongs to this key. Its end.

@@ -234,7 +234,7 @@ async fn a_node_is_who_the_api_server_says_and_its_pods_are_looked_up() {
         assert_eq!(refused.code(), Code::Unauthenticated, "{what}: {refused:?}");
     }
     control.says("names no node").await;
-    control.says("is of \"system:serviceaccount:shop:weft-node\"").await;
+    control.says("system:serviceaccount:shop:weft-node").await;
     let shown = control.sign_node(&root, &good).await.unwrap();
     let log = control.log();
     assert!([&good, &no_audience, &no_node, &of_other].iter().all(|token| !log.contains(token.as_str())));
