@@ -49,6 +49,10 @@ impl Cluster {
             bail!("{node} runs already");
         }
         let index = Self::node_index(node)?;
+        // A machine that boots has no groups of its last run: the kubelet would take them for pods.
+        for root in super::cgroup_roots()? {
+            super::remove_groups(&root.join(super::CGROUP).join(self.name()).join(node))?;
+        }
         network::forget_pods(self.name(), node)?;
         self.write_node_files(node, index)?;
         let logs = self.node_logs(node);

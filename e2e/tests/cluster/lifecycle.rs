@@ -10,10 +10,11 @@ use weft_e2e::tools::built_beside;
 
 use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, alone};
 
-/// What Weft has on a node: pins, sockets, the plugin and its entry.
+/// What Weft has on a node: pins, sockets, the plugin and its entry. `/run/weft` itself, which a container cannot remove while it
+/// is mounted there, stays as an empty directory.
 fn traces_of_weft(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for path in ["/sys/fs/bpf/weft", "/run/weft", "/opt/cni/bin/weft-cni"] {
+    for path in ["/sys/fs/bpf/weft", "/run/weft/admin.sock", "/run/weft/cni.sock", "/opt/cni/bin/weft-cni"] {
         if cluster.node_file(node, path)?.exists() {
             found.push(path.to_owned());
         }
@@ -45,7 +46,7 @@ fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_again() -> Result<
     wait::until(CHANGE_WAIT_MAX, || shop.reach("client1", "http://server/").map(drop))?;
 
     for node in cluster.nodes() {
-        ensure!(traces_of_weft(&cluster, &node)?.len() == 4, "all four are looked for in the right place");
+        ensure!(traces_of_weft(&cluster, &node)?.len() == 5, "all five are looked for in the right place");
     }
     cluster.weft(&binaries, &["uninstall"])?;
     for node in cluster.nodes() {
