@@ -52,9 +52,10 @@ cluster-up: setup-cluster build ## Bring up a Kubernetes cluster of two nodes on
 cluster-down: ## Take that cluster down, whatever state it is in (NAME=weft)
 	@$(firstword $(wildcard $(TARGET)/release/weft-cluster $(TARGET)/debug/weft-cluster)) down --name $(or $(NAME),weft)
 
-test-cluster: setup-cluster ## Run the tests on a Kubernetes cluster, which they bring up and take down
+test-cluster: setup-cluster ## Run the tests on a Kubernetes API server and on a whole cluster, which they bring up and take down
 	cargo build --workspace --bins
 	@node-proxy/cni/build.sh $(TARGET)/debug/weft-cni >/dev/null
+	cargo test -p weft-control --test kubernetes
 	cargo test -p weft-e2e --test cluster
 
 bench: setup-tests ## Measure against no mesh, interleaved in one run
@@ -65,6 +66,7 @@ lint: setup-tests ## Formatting, clippy without warnings, licences and sources o
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy -p weft-e2e --test cluster -- -D warnings
+	cargo clippy -p weft-control --test kubernetes -- -D warnings
 	cargo deny --all-features check licenses bans sources
 	shellcheck -x scripts/*.sh deploy/*.sh e2e/cluster/*.sh e2e/cluster/images/*.sh .ci/run
 

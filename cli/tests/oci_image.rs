@@ -1,5 +1,7 @@
 //! `deploy/oci-image.sh` makes images that a container runtime takes: digests, sizes, libraries, and the same bytes each time.
 
+#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

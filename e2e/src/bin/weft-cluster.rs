@@ -93,17 +93,17 @@ fn main() -> Result<()> {
         Command::Kill { what } => {
             let cluster = Cluster::attach(name)?;
             if cluster.nodes().contains(&what) {
-                cluster.kill_node(&what)?
+                cluster.kill_node(&what)?;
             } else {
-                cluster.kill_part(&what)?
+                cluster.kill_part(&what)?;
             }
         }
         Command::Start { what } => {
             let cluster = Cluster::attach(name)?;
             if cluster.nodes().contains(&what) {
-                cluster.start_node(&what)?
+                cluster.start_node(&what)?;
             } else {
-                cluster.start_part(&what)?
+                cluster.start_part(&what)?;
             }
         }
         Command::Relay { listener, to } => {

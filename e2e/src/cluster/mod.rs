@@ -111,7 +111,7 @@ impl Cluster {
     /// Whether all parts live, and the API server and the nodes say that they are ready.
     fn is_well(&self) -> bool {
         let lives = |part: &&str| !cgroup::pids(&self.part_cgroup(part)).is_empty();
-        control_plane::PARTS.iter().all(|part| lives(&part))
+        control_plane::PARTS.iter().all(lives)
             && self.nodes().iter().all(|node| self.node_init(node).is_ok())
             && self.kubectl(&["get", "--raw=/readyz"]).is_ok()
             && self.nodes().iter().all(|node| self.wait_node(node).is_ok())

@@ -106,7 +106,7 @@ fn each_fault_is_named_with_what_to_do() {
         (
             |f| {
                 status_of(&mut f.control)["nodes"]["node1"]["last_nack"] =
-                    json!({"refusals": ["no such port"]})
+                    json!({"refusals": ["no such port"]});
             },
             Level::Error,
             "node1 refused configuration: no such port",
@@ -141,7 +141,7 @@ fn each_fault_is_named_with_what_to_do() {
         (
             |f| {
                 status_of(&mut f.node)["kernel"] =
-                    json!({"redirect": false, "redirect_reason": "--redirect=off"})
+                    json!({"redirect": false, "redirect_reason": "--redirect=off"});
             },
             Level::Warning,
             "sk_msg redirect is off: --redirect=off",

@@ -190,7 +190,7 @@ impl Store for InCluster {
                 Err(_) => return Ok(()),
                 Ok(Ok(())) => tracing::info!("the trust bundle is published as a ClusterTrustBundle"),
                 Ok(Err(why)) => {
-                    tracing::info!(why, "the trust bundle is not published as a ClusterTrustBundle")
+                    tracing::info!(why, "the trust bundle is not published as a ClusterTrustBundle");
                 }
             }
             *self.cluster_bundle.lock() = bundle;

@@ -98,7 +98,12 @@ impl Selector {
         selector: Option<Self>,
     ) -> Result<Option<super::super::object::Labels>, Refused> {
         let labels = selector.map(|s| s.match_labels).filter(|labels| !labels.is_empty());
-        at_most(document, "spec.selector.matchLabels", labels.as_ref().map_or(0, |l| l.len()), LABELS_MAX)?;
+        at_most(
+            document,
+            "spec.selector.matchLabels",
+            labels.as_ref().map_or(0, std::collections::BTreeMap::len),
+            LABELS_MAX,
+        )?;
         Ok(labels)
     }
 }

@@ -67,7 +67,7 @@ impl Resource for Raw {
 }
 
 impl Raw {
-    pub(super) fn of_metadata(metadata: ObjectMeta) -> Self {
+    pub(super) fn of_metadata(metadata: &ObjectMeta) -> Self {
         let value = serde_json::json!({ "metadata": metadata });
         Raw::deserialize(value).unwrap_or(Self { metadata: ObjectMeta::default(), value: Value::Null })
     }

@@ -16,7 +16,7 @@ use crate::source::{Event, PROBLEMS_SHOWN_MAX, Problem, Report};
 pub(super) enum Told {
     /// The whole of the kind, replacing what was known.
     Listed(Vec<Item>),
-    Applied(Item),
+    Applied(Box<Item>),
     Deleted(ObjectKey),
     /// The API server does not have the kind: its CRD is not installed.
     Absent,
@@ -69,7 +69,7 @@ impl State {
         match told {
             Told::Trouble(problem) => of_kind.trouble = Some(problem),
             Told::Well => of_kind.trouble = None,
-            Told::Applied(item) => apply(of_kind, &self.subjects, item, &mut changes),
+            Told::Applied(item) => apply(of_kind, &self.subjects, *item, &mut changes),
             Told::Deleted(key) => delete(of_kind, &self.subjects, &key, &mut changes),
             Told::Listed(items) => {
                 list(of_kind, &self.subjects, items, &mut changes);

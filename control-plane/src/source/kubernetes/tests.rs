@@ -59,7 +59,7 @@ fn the_first_state_is_whole_and_comes_once() {
         assert!(take(&mut state, watched.kind, Told::Listed(Vec::new())).is_empty());
     }
     // What changes before all are listed is part of the first state.
-    assert!(take(&mut state, Kind::Namespace, Told::Applied(namespace("shop"))).is_empty());
+    assert!(take(&mut state, Kind::Namespace, Told::Applied(Box::new(namespace("shop")))).is_empty());
     assert_eq!(state.awaited(), ["httproutes.gateway.networking.k8s.io"]);
     // Not even trouble makes it whole; a kind that is not installed has no objects.
     assert!(take(&mut state, Kind::HttpRoute, Told::Trouble("403".into())).is_empty());
@@ -78,7 +78,7 @@ fn a_new_list_is_one_difference() {
     assert_eq!(take(&mut state, Kind::Namespace, listed), ["+Namespace a", "+Namespace b"]);
     let listed = Told::Listed(vec![a.clone(), c]);
     assert_eq!(take(&mut state, Kind::Namespace, listed), ["-Namespace b", "+Namespace c"]);
-    assert!(take(&mut state, Kind::Namespace, Told::Applied(a.clone())).is_empty());
+    assert!(take(&mut state, Kind::Namespace, Told::Applied(Box::new(a.clone()))).is_empty());
     assert!(take(&mut state, Kind::Namespace, Told::Trouble("gone".into())).is_empty());
     assert!(state.report().errors[0].to_string().contains("last known state stays"));
     assert_eq!(take(&mut state, Kind::Namespace, Told::Deleted(a.key)), ["-Namespace a"]);
@@ -91,10 +91,12 @@ fn what_cannot_be_used_keeps_its_last_good_version_and_says_why() {
     let bad = json!({"action": "DENY", "rules": [{"from": [{"namespace": ["x"]}]}]});
     let key = policy("u1", &good).key;
     assert_eq!(
-        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u1", &good))),
+        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(Box::new(policy("u1", &good)))),
         ["+AuthorizationPolicy shop/p"]
     );
-    assert!(take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u1", &bad))).is_empty());
+    assert!(
+        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(Box::new(policy("u1", &bad)))).is_empty()
+    );
     let error = state.report().errors[0].to_string();
     assert!(
         error.starts_with("AuthorizationPolicy shop/p: ") && error.contains("spec.rules[0].from[0]"),
@@ -104,7 +106,7 @@ fn what_cannot_be_used_keeps_its_last_good_version_and_says_why() {
     assert_eq!((subjects[0].1.generation, subjects[0].1.refused.is_some()), (3, true));
     // Another object of that name has nothing to keep.
     assert_eq!(
-        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(policy("u2", &bad))),
+        take(&mut state, Kind::AuthorizationPolicy, Told::Applied(Box::new(policy("u2", &bad)))),
         ["-AuthorizationPolicy shop/p"]
     );
     assert!(take(&mut state, Kind::AuthorizationPolicy, Told::Deleted(key)).is_empty());

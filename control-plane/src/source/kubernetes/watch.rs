@@ -37,7 +37,7 @@ pub(super) async fn run(client: Client, at: usize, watched: Watched, out: Out, s
     while !stop.is_cancelled() {
         let ended = if watched.metadata_only {
             let stream = watcher::metadata_watcher(api.clone(), config.clone());
-            following.follow(stream, |object| Raw::of_metadata(object.metadata), &stop).await
+            following.follow(stream, |object| Raw::of_metadata(&object.metadata), &stop).await
         } else {
             let stream = watcher::watcher(api.clone(), config.clone());
             following.follow(stream, |object| object, &stop).await
@@ -102,7 +102,7 @@ impl Following {
                         }
                         Event::Apply(object) => {
                             if let Some(item) = reduce(&self.watched, raw(object)) {
-                                self.tell(Told::Applied(item)).await?;
+                                self.tell(Told::Applied(Box::new(item))).await?;
                             }
                         }
                         Event::Delete(object) => {
