@@ -6,6 +6,8 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
+# Prerequisites are steps, and one cargo at a time is enough for a machine.
+.NOTPARALLEL:
 .PHONY: help setup setup-demo setup-tests setup-cluster build demo test test-unit test-e2e test-cluster cluster-up cluster-down bench lint clean
 
 help: ## Show this list
@@ -33,10 +35,7 @@ demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with 
 
 # The kernel's tests first: right after the labs' namespaces are torn down, `ebpf-redirect/tests/churn` has lost a peer
 # name (docs/kernel.md, Open).
-test: setup-tests ## Set up what is missing and run every test, kernel tests included
-	cargo test --workspace --exclude weft-e2e
-	cargo build --workspace --all-targets
-	cargo test -p weft-e2e
+test: test-unit test-e2e ## Set up what is missing and run every test, kernel tests included
 
 test-unit: setup-tests ## Run the tests of all crates but e2e (some of them load programs into the kernel)
 	cargo test --workspace --exclude weft-e2e

@@ -17,6 +17,7 @@ pub mod detect;
 pub mod discovery;
 pub mod drain;
 pub mod enrol;
+mod forward_writes;
 pub mod identity;
 pub mod inbound;
 pub mod kernel_metrics;

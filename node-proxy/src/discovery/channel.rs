@@ -25,8 +25,8 @@ use weft_proto::v1::certificates_client::CertificatesClient;
 use weft_proto::v1::discovery_client::DiscoveryClient;
 
 use super::ControlStatus;
-use super::credentials::{self, Files, NodeCertificate};
-use crate::identity::{SignError, Signer, retry_pause, until_renewal};
+use super::credentials::{Files, NodeCertificate};
+use crate::identity::{self, SignError, Signer, retry_pause, until_renewal};
 use crate::settings::Settings;
 use crate::snapshot::SnapshotHandle;
 
@@ -162,13 +162,13 @@ impl ControlPlane {
         status: &watch::Sender<ControlStatus>,
     ) -> Result<Arc<NodeCertificate>, ControlError> {
         let token = self.files.token().await?;
-        let key = credentials::Request::new()?;
+        let key = identity::Request::new()?;
         let mut request = Request::new(v1::SignNodeRequest { csr_der: key.csr_der.clone() });
         request.metadata_mut().insert("authorization", token);
         let mut client = CertificatesClient::new(channel);
         let answer = tokio::time::timeout(CONNECT_TIME_OUT, client.sign_node(request));
         let answer = answer.await.map_err(|_| ControlError::NoAnswer)??.into_inner();
-        let certificate = Arc::new(key.answered(answer));
+        let certificate = Arc::new(NodeCertificate::new(&key, answer));
         tracing::info!(not_after = ?certificate.not_after, "node certificate obtained");
         status.send_modify(|status| status.certificate = Some(certificate.status()));
         self.certificate.store(Some(Arc::clone(&certificate)));

@@ -16,6 +16,7 @@ use tonic::transport::Identity;
 use weft_proto::v1;
 
 use super::channel::ControlError;
+use crate::identity::Request;
 
 /// Of a token or of a bundle of authorities: beyond any that is one.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -77,37 +78,6 @@ async fn read(what: &'static str, path: &Path) -> Result<String, ControlError> {
     tokio::fs::read_to_string(path).await.map_err(file_error)
 }
 
-/// A key made here, before its certificate.
-pub(super) struct Request {
-    key: rcgen::KeyPair,
-    pub(super) csr_der: Vec<u8>,
-}
-
-impl Request {
-    /// Empty but for the key: the control plane decides whom the certificate names.
-    pub(super) fn new() -> Result<Self, rcgen::Error> {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        let csr_der = params.serialize_request(&key)?.der().to_vec();
-        Ok(Self { key, csr_der })
-    }
-
-    /// With the control plane's answer. Whether it is any good, the control plane itself says at the next handshake.
-    pub(super) fn answered(self, answer: v1::SignResponse) -> NodeCertificate {
-        let at = |unix_s: i64| {
-            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_s).unwrap_or_default())
-        };
-        let blocks: Vec<_> =
-            answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
-        NodeCertificate {
-            identity: Identity::from_pem(pem::encode_many(&blocks), self.key.serialize_pem()),
-            not_before: at(answer.not_before_unix_s),
-            not_after: at(answer.not_after_unix_s),
-        }
-    }
-}
-
 /// The node's own certificate, with its key.
 pub(super) struct NodeCertificate {
     pub(super) identity: Identity,
@@ -116,6 +86,20 @@ pub(super) struct NodeCertificate {
 }
 
 impl NodeCertificate {
+    /// With the control plane's answer. Whether it is any good, the control plane itself says at the next handshake.
+    pub(super) fn new(request: &Request, answer: v1::SignResponse) -> Self {
+        let at = |unix_s: i64| {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_s).unwrap_or_default())
+        };
+        let blocks: Vec<_> =
+            answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
+        Self {
+            identity: Identity::from_pem(pem::encode_many(&blocks), request.key.serialize_pem()),
+            not_before: at(answer.not_before_unix_s),
+            not_after: at(answer.not_after_unix_s),
+        }
+    }
+
     pub(super) fn expired(&self) -> bool {
         SystemTime::now() >= self.not_after
     }

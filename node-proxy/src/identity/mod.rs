@@ -6,6 +6,7 @@
 
 mod peer;
 mod renew;
+mod request;
 mod svid;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use weft_proto::model::Mesh;
 pub use peer::PeerError;
 pub use renew::{SignError, Signer};
 pub(crate) use renew::{retry_pause, until_renewal};
+pub(crate) use request::Request;
 
 use crate::telemetry::CloseReason;
 use peer::{Trust, TrustCell};

@@ -9,7 +9,8 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use tracing::{info, warn};
 use weft_proto::identity::{PodUid, SpiffeId};
 
-use super::svid::{Request, Svid};
+use super::request::Request;
+use super::svid::Svid;
 use super::{Entry, Shared};
 
 /// Longest wait for one answer: a slow control plane must not stop the retries.
@@ -92,7 +93,7 @@ async fn obtain(
     failures: u32,
 ) -> Result<Arc<Svid>, String> {
     let pod = entry.pod(failures as usize).ok_or("no pod has this identity any more")?;
-    let request = Request::new().map_err(|error| error.to_string())?;
+    let request = Request::new().map_err(|error| format!("the key could not be made: {error}"))?;
     let answer = shared.signer.sign(pod, request.csr_der.clone());
     let chain = tokio::time::timeout(Duration::from_millis(SIGN_MS_MAX), answer)
         .await

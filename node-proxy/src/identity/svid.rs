@@ -15,6 +15,7 @@ use weft_proto::identity::SpiffeId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::peer::{Trust, TrustCell, spiffe_id};
+use super::request::Request;
 use super::tls;
 
 /// Longest chain that the control plane may answer with: leaf and intermediates.
@@ -26,8 +27,6 @@ const CLIENT_CONFIGS_MAX: usize = 1024;
 /// Why what the control plane signed cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SvidError {
-    #[error("the key could not be made: {0}")]
-    Key(#[from] rcgen::Error),
     #[error("the chain has {0} certificates instead of 1 to {CHAIN_MAX}")]
     ChainLength(usize),
     #[error("the leaf cannot be read: {0}")]
@@ -36,23 +35,6 @@ pub(super) enum SvidError {
     OtherIdentity { got: SpiffeId },
     #[error("the chain does not hold: {0}")]
     Tls(#[from] rustls::Error),
-}
-
-/// A key made here, with the request for its certificate.
-pub(super) struct Request {
-    key: rcgen::KeyPair,
-    pub(super) csr_der: Vec<u8>,
-}
-
-impl Request {
-    /// The request is empty but for the key: the control plane decides whom the certificate names.
-    pub(super) fn new() -> Result<Self, SvidError> {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = rcgen::CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        let csr_der = params.serialize_request(&key)?.der().to_vec();
-        Ok(Self { key, csr_der })
-    }
 }
 
 /// A workload's certificate.

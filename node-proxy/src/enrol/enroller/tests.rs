@@ -12,11 +12,11 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use weft_ebpf::PodState;
-use weft_proto::model::{InboundMode, Mesh, Resource, ResourceKey, Revision};
+use weft_proto::model::{Mesh, Resource, ResourceKey, Revision};
 
 use super::*;
 use crate::identity::{SignError, Signer};
-use crate::snapshot::Change;
+use crate::snapshot::{Change, fixtures::workload};
 
 /// What the kernel would do with a pod's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,7 +142,7 @@ impl Node {
     }
 
     fn say(&mut self, uid: &str, change: impl FnOnce(&mut Workload)) {
-        let mut workload = workload(uid);
+        let mut workload = workload(uid, "10.0.0.1", "n1", false);
         change(&mut workload);
         let change = upsert(Resource::Workload(Arc::new(workload)));
         self.snapshot = self.snapshot.apply(Revision(2), [change]);
@@ -200,35 +200,6 @@ fn upsert(resource: Resource) -> Change {
     let key = weft_proto::convert::key_of(&resource);
     let version = weft_proto::convert::version_of(&resource);
     Change::Upsert(key, version, resource)
-}
-
-fn workload(uid: &str) -> Workload {
-    Workload {
-        uid: uid.parse().unwrap(),
-        namespace: "shop".into(),
-        name: uid.into(),
-        service_account: "default".into(),
-        node: "n1".into(),
-        ips: vec!["10.0.0.1".parse().unwrap()],
-        enrolled: true,
-        inbound_mode: InboundMode::Strict,
-        workload_name: uid.into(),
-        workload_kind: "pod".into(),
-        canonical_service: uid.into(),
-        canonical_revision: "latest".into(),
-        app: uid.into(),
-        app_version: "".into(),
-        zone: "".into(),
-        authorization_policies: Vec::new(),
-        excluded_inbound_ports: Vec::new(),
-        excluded_outbound_ports: Vec::new(),
-        excluded_outbound_cidrs: Vec::new(),
-        redirect: true,
-        ready: true,
-        terminating: false,
-        port_protocols: BTreeMap::new(),
-        probe_ports: Vec::new(),
-    }
 }
 
 #[tokio::test]
