@@ -5,8 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
-/// Short enough not to show in a test's time, long enough not to load the machine.
-const TRY_EVERY: Duration = Duration::from_millis(20);
+/// Short enough not to show in a test's time.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// However long a try takes.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A try may be a `kubectl`: what is waited for should have most of the machine.
+const PAUSE_PER_TRY: u32 = 4;
 
 /// An error that no further try can mend.
 #[derive(Debug)]
@@ -24,13 +28,14 @@ impl std::error::Error for Hopeless {}
 pub fn until<T>(wait_max: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + wait_max;
     loop {
+        let started = Instant::now();
         match condition() {
             Ok(value) => return Ok(value),
             Err(e) if e.is::<Hopeless>() => return Err(e),
             Err(e) if Instant::now() >= deadline => {
                 return Err(e).with_context(|| format!("still so after {:.1} s", wait_max.as_secs_f32()));
             }
-            Err(_) => std::thread::sleep(TRY_EVERY),
+            Err(_) => std::thread::sleep((started.elapsed() * PAUSE_PER_TRY).clamp(PAUSE_MIN, PAUSE_MAX)),
         }
     }
 }
