@@ -1,6 +1,7 @@
 //! Weft's control plane as a library: source → index → push, and the certificate authority. Start at [`start`].
 
 pub mod admin;
+mod api_server;
 pub mod authority;
 mod caller;
 pub mod index;
@@ -41,11 +42,6 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// An API server that is not there must not hold up the next attempt.
-const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Longer than the API server lets a watch be silent (a bookmark a minute, an end of the watch after five).
-const WATCH_SILENCE_MAX: Duration = Duration::from_secs(150);
-
 /// A running control plane.
 pub struct Running {
     pub grpc_address: SocketAddr,
@@ -74,8 +70,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 /// The same with other lifetimes than the usual ones.
 pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Result<Running> {
     let trust_domain = settings.validate()?;
-    let client =
-        if settings.kubernetes { Some(client(&settings).await.context("Kubernetes")?) } else { None };
+    let client = if settings.kubernetes {
+        Some(api_server::client(&settings).await.context("Kubernetes")?)
+    } else {
+        None
+    };
     let authority = Authority::open(&settings, client.clone(), trust_domain.clone(), lifetimes)
         .await
         .context("certificate authority")?;
@@ -112,7 +111,7 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let (batches, received) = mpsc::channel(BATCHES_UNDER_WAY_MAX);
     let sink = Sink { batches, report: report_sender, subjects: world.subjects.clone() };
     let source = match world.client.clone() {
-        Some(client) => tokio::spawn(Kubernetes::new(client).run(sink, stop.clone())),
+        Some(client) => tokio::spawn(Kubernetes::new(client, settings.watch_time).run(sink, stop.clone())),
         None => tokio::spawn(Directory::new(settings.manifests.clone()).run(sink, stop.clone())),
     };
     let mut tasks = vec![
@@ -128,23 +127,6 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     }
     tracing::info!(%grpc_address, "weft-control is up");
     Ok(Running { grpc_address, world, stop, tasks })
-}
-
-/// Of the file that is given, else of KUBECONFIG or ~/.kube/config, else of the cluster that this runs in.
-async fn client(settings: &Settings) -> anyhow::Result<kube::Client> {
-    let mut config = match &settings.kubeconfig {
-        Some(file) => {
-            let kubeconfig = kube::config::Kubeconfig::read_from(file)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await?
-        }
-        None => kube::Config::infer().await?,
-    };
-    config.connect_timeout = Some(CONNECT_WAIT_MAX);
-    // A watch lives for minutes and says something once a minute; a connection that hangs longer is dead.
-    config.read_timeout = Some(WATCH_SILENCE_MAX);
-    tracing::info!(server = %config.cluster_url, "Kubernetes API server");
-    Ok(kube::Client::try_from(config)?)
 }
 
 async fn serve(

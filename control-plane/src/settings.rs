@@ -9,6 +9,10 @@ use weft_proto::identity::{NamespacedName, TrustDomain};
 
 /// A shorter lifetime leaves no time to renew.
 const CERT_LIFETIME_MIN: Duration = Duration::from_secs(30);
+/// A shorter watch is mostly the asking for the next one.
+const WATCH_TIME_MIN: Duration = Duration::from_secs(2);
+/// An API server ends a watch by itself after five to ten minutes.
+const WATCH_TIME_MAX: Duration = Duration::from_secs(300);
 /// A workload certificate is not meant to outlive a quarter.
 const CERT_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -35,6 +39,11 @@ pub struct Settings {
     /// How to reach the API server, and as whom
     #[arg(long, env = "WEFT_KUBECONFIG", requires = "kubernetes")]
     pub kubeconfig: Option<PathBuf>,
+
+    /// How long a watch of the API server lives before it is resumed; a connection that is silent for a quarter longer is dead. 2s
+    /// to 5m
+    #[arg(long, env = "WEFT_WATCH_TIME", default_value = "60s", value_parser = parse_duration)]
+    pub watch_time: Duration,
 
     /// Namespace of Weft itself: its Secret, ConfigMap and Leases; its pods are never in the mesh
     #[arg(long, env = "WEFT_NAMESPACE", default_value = "weft-system")]
@@ -123,6 +132,9 @@ impl Settings {
         if !(CERT_LIFETIME_MIN..=CERT_LIFETIME_MAX).contains(&self.cert_lifetime) {
             mistakes.push(format!("--cert-lifetime: {:?} is not 30s to 90d", self.cert_lifetime));
         }
+        if !(WATCH_TIME_MIN..=WATCH_TIME_MAX).contains(&self.watch_time) {
+            mistakes.push(format!("--watch-time: {:?} is not 2s to 5m", self.watch_time));
+        }
         if NamespacedName::new(&self.namespace, &self.namespace).is_err() {
             mistakes.push(format!("--namespace: {:?} is not a name of a namespace", self.namespace));
         }
@@ -165,10 +177,13 @@ mod tests {
             "--cert-lifetime=1s",
             "--kubernetes",
             "--namespace=Weft",
+            "--watch-time=1s",
         ])
         .unwrap();
         let error = settings.validate().unwrap_err().to_string();
-        for part in ["--manifests", "--trust-domain", "--cert-lifetime", "exclude", "--namespace"] {
+        for part in
+            ["--manifests", "--trust-domain", "--cert-lifetime", "exclude", "--namespace", "--watch-time"]
+        {
             assert!(error.contains(part), "{error}");
         }
     }

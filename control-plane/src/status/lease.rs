@@ -16,6 +16,8 @@ const NAME: &str = "weft-control";
 const DURATION: Duration = Duration::from_secs(15);
 /// A third of it: two renewals may fail.
 const RENEWAL: Duration = Duration::from_secs(5);
+/// Of one attempt, its two requests together: an API server that hangs must not keep a holder from noticing that its time is over.
+const ATTEMPT_WAIT_MAX: Duration = Duration::from_secs(4);
 /// A holder that could not renew for this long stops writing, before another one begins.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -34,12 +36,22 @@ pub(super) async fn elect(
 ) {
     let mut observed = Observed::default();
     let mut renewed = None::<Instant>;
+    let mut trouble = false;
     loop {
-        match attempt(&api, &identity, &mut observed, false).await {
-            Ok(true) => renewed = Some(Instant::now()),
-            Ok(false) => renewed = None,
-            Err(error) => tracing::debug!(%error, "Lease"),
-        }
+        let attempted = attempt(&api, &identity, &mut observed, false);
+        let failure = match tokio::time::timeout(ATTEMPT_WAIT_MAX, attempted).await {
+            Ok(Ok(true)) => {
+                renewed = Some(Instant::now());
+                None
+            }
+            Ok(Ok(false)) => {
+                renewed = None;
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the API server did not answer in time".to_owned()),
+        };
+        tell(failure, &mut trouble);
         let leading = renewed.is_some_and(|at| at.elapsed() < DEADLINE);
         if leads.send_if_modified(|leads| std::mem::replace(leads, leading) != leading) {
             tracing::info!(leading, %identity, "who writes status");
@@ -50,7 +62,22 @@ pub(super) async fn elect(
         }
     }
     if *leads.borrow() {
-        let _ = attempt(&api, &identity, &mut observed, true).await;
+        let _ = tokio::time::timeout(ATTEMPT_WAIT_MAX, attempt(&api, &identity, &mut observed, true)).await;
+    }
+}
+
+/// The first failure of several, and their end.
+fn tell(failure: Option<String>, trouble: &mut bool) {
+    match (failure, *trouble) {
+        (Some(error), false) => {
+            tracing::warn!(lease = NAME, error, "the Lease cannot be read or renewed; trying again");
+            *trouble = true;
+        }
+        (None, true) => {
+            tracing::info!(lease = NAME, "the Lease is read and renewed again");
+            *trouble = false;
+        }
+        _ => {}
     }
 }
 

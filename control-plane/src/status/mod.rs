@@ -35,6 +35,8 @@ use crate::world::World;
 const PAUSE: Duration = Duration::from_millis(500);
 /// A round without a cause: other replicas may have more to say, a write may have failed.
 const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+/// Of one request: an API server that hangs must not hold up the rest.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Of one round; the rest waits for the next: 50 a second.
 const WRITES_OF_A_ROUND_MAX: usize = 25;
 const MANAGER: &str = "weft-control";
@@ -55,7 +57,8 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
     let (sender, leads) = watch::channel(false);
     let election = tokio::spawn(lease::elect(leases.clone(), identity.clone(), sender, stop.clone()));
-    let mut writer = Writer { world, client, replicas: Replicas::new(leases, &identity) };
+    let replicas = Replicas::new(leases, &identity);
+    let mut writer = Writer { world, client, replicas, troubled: false };
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -65,16 +68,15 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
         }
         if writer.world.synced.load(Ordering::Acquire) {
             let leading = *leads.borrow();
-            if let Err(error) = writer.round(leading).await {
-                tracing::debug!(%error, "status");
-            }
+            let done = writer.round(leading).await;
+            writer.tell(done);
         }
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(PAUSE) => {}
         }
     }
-    writer.replicas.withdraw().await;
+    let _ = tokio::time::timeout(ANSWER_WAIT_MAX, writer.replicas.withdraw()).await;
     let _ = election.await;
 }
 
@@ -82,10 +84,38 @@ struct Writer {
     world: Arc<World>,
     client: Client,
     replicas: Replicas,
+    /// The last round failed, and that was told.
+    troubled: bool,
+}
+
+/// Why a round came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum RoundError {
+    #[error(transparent)]
+    Answer(#[from] kube::Error),
+    #[error("the API server did not answer in time")]
+    Silent,
+}
+
+async fn bounded<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, RoundError> {
+    Ok(tokio::time::timeout(ANSWER_WAIT_MAX, asked).await.map_err(|_| RoundError::Silent)??)
 }
 
 impl Writer {
-    async fn round(&mut self, leading: bool) -> kube::Result<()> {
+    /// The first failure of several, and their end.
+    fn tell(&mut self, done: Result<(), RoundError>) {
+        let failed = done.is_err();
+        match done {
+            Err(error) if !self.troubled => {
+                tracing::warn!(%error, lease = self.replicas.name(), "status cannot be written now; trying again");
+            }
+            Ok(()) if self.troubled => tracing::info!("status is written again"),
+            _ => {}
+        }
+        self.troubled = failed;
+    }
+
+    async fn round(&mut self, leading: bool) -> Result<(), RoundError> {
         let subjects = self.world.subjects.all();
         let counted = self.count(&subjects);
         let have: Have = subjects
@@ -93,11 +123,11 @@ impl Writer {
             .zip(&counted)
             .map(|((_, subject), nodes)| (subject.uid.clone(), (subject.generation, nodes.have)))
             .collect();
-        self.replicas.publish(&have).await?;
+        bounded(self.replicas.publish(&have)).await?;
         if !leading {
             return Ok(());
         }
-        let others = self.replicas.others().await?;
+        let others = bounded(self.replicas.others()).await?;
         let mut written = 0;
         for ((key, subject), nodes) in subjects.iter().zip(counted) {
             let Some(status) = self.differing(key, subject, nodes, &others) else { continue };
@@ -156,9 +186,9 @@ impl Writer {
             "status": status,
         });
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch_status(&key.id.name, &parameters, &Patch::Merge(&patch)).await {
+        match bounded(api.patch_status(&key.id.name, &parameters, &Patch::Merge(&patch))).await {
             Ok(_) => {}
-            Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {}
+            Err(RoundError::Answer(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {}
             Err(error) => tracing::warn!(object = %key, %error, "status not written; trying again"),
         }
     }

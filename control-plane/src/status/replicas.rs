@@ -38,6 +38,10 @@ impl Replicas {
         Self { api, name, published: BTreeMap::new(), renewed: None, seen: HashMap::new() }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Writes what changed since the last time, and a sign of life.
     pub(super) async fn publish(&mut self, have: &Have) -> kube::Result<()> {
         let next: BTreeMap<String, String> = have

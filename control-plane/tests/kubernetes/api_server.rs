@@ -124,15 +124,15 @@ impl ApiServer {
 
     fn write_kubeconfig(&self) {
         let ca = self.directory.path().join("ca.pem");
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             clusters: [{{name: test, cluster: {{server: 'https://{}', certificate-authority: '{}'}}}}]\n\
-             users: [{{name: admin, user: {{token: {ADMIN_TOKEN}}}}}]\n\
-             contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n",
-            self.address,
-            ca.display()
-        );
-        std::fs::write(self.kubeconfig(), text).unwrap();
+        let server = format!("'https://{}', certificate-authority: '{}'", self.address, ca.display());
+        std::fs::write(self.kubeconfig(), kubeconfig_of(&server)).unwrap();
+    }
+
+    /// Of the same administrator, by way of a proxy on loopback.
+    pub(crate) fn kubeconfig_by(&self, proxy: SocketAddr) -> PathBuf {
+        let file = self.directory.path().join("kubeconfig-proxy");
+        std::fs::write(&file, kubeconfig_of(&format!("'http://{proxy}'"))).unwrap();
+        file
     }
 
     /// Of an administrator.
@@ -164,6 +164,15 @@ impl ApiServer {
         let told = Command::new("kill").args([signal, &self.server.id().to_string()]).status().unwrap();
         assert!(told.success());
     }
+}
+
+fn kubeconfig_of(server: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         clusters: [{{name: test, cluster: {{server: {server}}}}}]\n\
+         users: [{{name: admin, user: {{token: {ADMIN_TOKEN}}}}}]\n\
+         contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n"
+    )
 }
 
 /// An authority, the server's certificate, and the key of ServiceAccount tokens.

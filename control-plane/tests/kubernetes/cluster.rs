@@ -22,9 +22,9 @@ const SHOP: &str = "\
 {apiVersion: v1, kind: Service, metadata: {name: backend, namespace: shop}, spec: {clusterIP: 10.96.0.10, selector: {app: backend}, \
 ports: [{port: 80, targetPort: 8080, appProtocol: http}]}}
 ";
-const ROUTE: &str = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: split, namespace: shop}, spec: \
+pub(super) const ROUTE: &str = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: split, namespace: shop}, spec: \
     {parentRefs: [{group: '', kind: Service, name: backend, port: 80}], rules: [{backendRefs: [{name: backend, port: 80}]}]}}";
-const POLICY: &str = "{apiVersion: weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: deny, namespace: shop}, spec: \
+pub(super) const POLICY: &str = "{apiVersion: weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: deny, namespace: shop}, spec: \
     {action: DENY, rules: [{to: [{ports: [8080]}]}]}}";
 
 pub(super) fn crds() -> Vec<PathBuf> {
@@ -55,7 +55,7 @@ pub(super) fn api_of(client: &Client, object: &DynamicObject) -> Api<DynamicObje
 }
 
 /// As `kubectl apply --server-side` does.
-async fn apply(client: &Client, yaml: &str) -> kube::Result<()> {
+pub(super) async fn apply(client: &Client, yaml: &str) -> kube::Result<()> {
     for document in yaml.split("---\n") {
         let object: DynamicObject = serde_yaml_ng::from_str(document).unwrap();
         let name = object.metadata.name.clone().unwrap();
@@ -91,7 +91,7 @@ pub(super) async fn install(client: &Client, file: &Path) {
 }
 
 /// Asks until there is an answer.
-async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+pub(super) async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
     let end = tokio::time::Instant::now() + WAIT_MAX;
     loop {
         if let Some(answer) = ask().await {
@@ -103,7 +103,7 @@ async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
 }
 
 /// A pod as its kubelet leaves it; without an address: before there is a sandbox.
-async fn pod(client: &Client, name: &str, app: &str, node: &str, ip: Option<&str>) {
+pub(super) async fn pod(client: &Client, name: &str, app: &str, node: &str, ip: Option<&str>) {
     let yaml = format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}, spec: {{nodeName: \
          {node}, containers: [{{name: c, image: i, readinessProbe: {{tcpSocket: {{port: 8080}}}}}}]}}}}"
@@ -118,12 +118,12 @@ async fn pod(client: &Client, name: &str, app: &str, node: &str, ip: Option<&str
     }
 }
 
-async fn uid(client: &Client, name: &str) -> String {
+pub(super) async fn uid(client: &Client, name: &str) -> String {
     let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), "shop");
     api.get(name).await.unwrap().metadata.uid.unwrap()
 }
 
-fn label(mesh: &str) -> String {
+pub(super) fn label(mesh: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {{weft.dev/mesh: {mesh}}}}}}}"
     )
@@ -143,7 +143,7 @@ async fn control(server: &ApiServer) -> Running {
 }
 
 /// The conditions of an object, once they are as wanted.
-async fn conditions(client: &Client, yaml: &str, wanted: &[(&str, &str, &str)]) {
+pub(super) async fn conditions(client: &Client, yaml: &str, wanted: &[(&str, &str, &str)]) {
     let object: DynamicObject = serde_yaml_ng::from_str(yaml).unwrap();
     let (api, name) = (api_of(client, &object), object.metadata.name.clone().unwrap());
     let last = std::sync::Mutex::new(Value::Null);
@@ -171,7 +171,7 @@ async fn conditions(client: &Client, yaml: &str, wanted: &[(&str, &str, &str)]) 
     }
 }
 
-async fn shop(server: &ApiServer) -> Client {
+pub(super) async fn shop(server: &ApiServer) -> Client {
     let client = server.client().await;
     for crd in crds() {
         install(&client, &crd).await;

@@ -1,10 +1,6 @@
 //! Nodes by their ServiceAccount tokens, the authority in a Secret that replicas share, the bundle in a ConfigMap, and rotation.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -15,110 +11,14 @@ use kube::{Api, Client, Resource};
 use rcgen::{CertificateParams, IsCa, KeyPair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status};
+use tonic::Code;
+use weft_proto::v1::SignRequest;
 use weft_proto::v1::certificates_client::CertificatesClient;
-use weft_proto::v1::{SignNodeRequest, SignRequest, SignResponse};
 
 use super::api_server::ApiServer;
+use super::control::{Control, csr, until};
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
-const NAMESPACE: &str = "weft-system";
-
-/// A `weft-control` process.
-struct Control {
-    child: Child,
-    address: SocketAddr,
-    log: PathBuf,
-    admin: PathBuf,
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Control {
-    fn start(server: &ApiServer, name: &str) -> Self {
-        let at = |suffix: &str| server.directory.path().join(format!("{name}.{suffix}"));
-        let (log, admin) = (at("log"), at("sock"));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let child = Command::new(env!("CARGO_BIN_EXE_weft-control"))
-            .args([
-                "--kubernetes",
-                &format!("--listen={address}"),
-                &format!("--admin=unix:{}", admin.display()),
-            ])
-            .env("KUBECONFIG", server.kubeconfig())
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        Self { child, address, log, admin }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits for a line of the log.
-    async fn says(&self, wanted: &str) {
-        until(&format!("{wanted:?} in the log"), || async { self.log().contains(wanted).then_some(()) })
-            .await;
-    }
-
-    async fn status(&self) -> serde_json::Value {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::UnixStream::connect(&self.admin).await.unwrap();
-        stream.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
-    }
-
-    async fn channel(&self, root: &str, shown: Option<Identity>) -> Channel {
-        let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name("weft-control");
-        if let Some(shown) = shown {
-            tls = tls.identity(shown);
-        }
-        until("a connection", || async {
-            let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
-            endpoint.tls_config(tls.clone()).unwrap().connect().await.ok()
-        })
-        .await
-    }
-
-    async fn sign_node(&self, root: &str, token: &str) -> Result<Identity, Status> {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-        let mut request = Request::new(SignNodeRequest { csr_der: csr(&key) });
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-        let mut client = CertificatesClient::new(self.channel(root, None).await);
-        let answer: SignResponse = client.sign_node(request).await?.into_inner();
-        let blocks: Vec<_> =
-            answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
-        Ok(Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem()))
-    }
-}
-
-fn csr(key: &KeyPair) -> Vec<u8> {
-    CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
-}
-
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    let end = tokio::time::Instant::now() + WAIT_MAX;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(tokio::time::Instant::now() < end, "never came: {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
+pub(super) const NAMESPACE: &str = "weft-system";
 
 async fn create<K>(client: &Client, namespace: &str, value: serde_json::Value)
 where
@@ -132,7 +32,7 @@ where
     Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap();
 }
 
-async fn namespace(client: &Client, name: &str, enrolled: bool) {
+pub(super) async fn namespace(client: &Client, name: &str, enrolled: bool) {
     let labels =
         if enrolled { serde_json::json!({"weft.dev/mesh": "enabled"}) } else { serde_json::json!({}) };
     let object = serde_json::json!({ "metadata": { "name": name, "labels": labels } });
@@ -140,7 +40,7 @@ async fn namespace(client: &Client, name: &str, enrolled: bool) {
     Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
 }
 
-async fn pod(client: &Client, namespace: &str, name: &str, node: &str, account: &str) -> String {
+pub(super) async fn pod(client: &Client, namespace: &str, name: &str, node: &str, account: &str) -> String {
     let object = serde_json::json!({
         "metadata": { "name": name },
         "spec": { "nodeName": node, "serviceAccountName": account, "containers": [{ "name": "c", "image": "none" }] },
@@ -150,12 +50,12 @@ async fn pod(client: &Client, namespace: &str, name: &str, node: &str, account: 
     created.metadata.uid.unwrap()
 }
 
-async fn account(client: &Client, namespace: &str, name: &str) {
+pub(super) async fn account(client: &Client, namespace: &str, name: &str) {
     create::<ServiceAccount>(client, namespace, serde_json::json!({ "metadata": { "name": name } })).await;
 }
 
 /// A token of a ServiceAccount, bound to a pod if one is named.
-async fn token(
+pub(super) async fn token(
     client: &Client,
     namespace: &str,
     account: &str,
@@ -181,7 +81,7 @@ async fn bundle(client: &Client) -> Option<BTreeMap<String, String>> {
     api.get_opt("weft-trust-bundle").await.unwrap()?.data
 }
 
-async fn published(client: &Client) -> String {
+pub(super) async fn published(client: &Client) -> String {
     until("the published bundle", || async { bundle(client).await?.remove("root.pem") }).await
 }
 

@@ -4,6 +4,9 @@
 
 mod api_server;
 mod cluster;
+mod control;
 mod identity;
 mod node;
+mod outages;
+mod proxy;
 mod schema;

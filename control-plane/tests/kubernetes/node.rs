@@ -42,6 +42,17 @@ fn identity(read: &impl Fn(&str) -> String, node: &str) -> Identity {
 }
 
 impl Node {
+    /// Waits until the control plane has read everything and lets nodes in.
+    pub(crate) async fn connect_when_served(
+        address: std::net::SocketAddr,
+        client: &Client,
+        name: &str,
+    ) -> Self {
+        super::control::until("a listener", || async { tokio::net::TcpStream::connect(address).await.ok() })
+            .await;
+        Self::connect(address, client, name).await
+    }
+
     pub(crate) async fn connect(address: std::net::SocketAddr, client: &Client, name: &str) -> Self {
         let read = authority(client).await;
         let root = read("ca.crt");

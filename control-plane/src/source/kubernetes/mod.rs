@@ -30,11 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Kubernetes {
     client: Client,
+    watch_time: Duration,
 }
 
 impl Kubernetes {
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    /// `watch_time`: how long a watch lives before it is resumed.
+    pub fn new(client: Client, watch_time: Duration) -> Self {
+        Self { client, watch_time }
     }
 }
 
@@ -43,7 +45,8 @@ impl Source for Kubernetes {
         let (out, mut told) = mpsc::channel(TOLD_UNDER_WAY_MAX);
         let mut watches = tokio::task::JoinSet::new();
         for (at, watched) in WATCHED.into_iter().enumerate() {
-            watches.spawn(watch::run(self.client.clone(), at, watched, out.clone(), stop.clone()));
+            let client = self.client.clone();
+            watches.spawn(watch::run(client, at, watched, self.watch_time, out.clone(), stop.clone()));
         }
         drop(out);
         let mut state = State::new(sink.subjects.clone());

@@ -15,25 +15,35 @@ use super::kinds::Watched;
 use super::raw::{Item, Raw, key_of, reduce};
 use super::state::Told;
 
-/// A watch ends by itself after this and is resumed: bounds how long a dead connection is believed.
-const WATCH_S_MAX: u32 = 120;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// Two replicas with nine watches each are no burden at this pace, and a change after an outage should not wait long.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// What a busy API server asks for is granted up to this: a wrong `Retry-After` must not end the watch for good.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// A kind that is not there may be installed at any time.
 const ABSENT_RETRY: Duration = Duration::from_secs(5);
 /// Answers of "no such kind" in a row before what was known of it is let go: an API server that starts may say so too early.
 const ABSENT_ANSWERS_MIN: u32 = 3;
+/// Of an error in the log and in status.
+const WORDS_CHARS_MAX: usize = 300;
 /// No new error for this long after one: the watch works again.
 const WELL_AFTER: Duration = Duration::from_secs(6);
 
 pub(super) type Out = mpsc::Sender<(usize, Told)>;
 
-pub(super) async fn run(client: Client, at: usize, watched: Watched, out: Out, stop: CancellationToken) {
+pub(super) async fn run(
+    client: Client,
+    at: usize,
+    watched: Watched,
+    watch_time: Duration,
+    out: Out,
+    stop: CancellationToken,
+) {
     let resource = watched.resource();
     let api: Api<Raw> = Api::all_with(client, &resource);
-    let config = Config::default().timeout(WATCH_S_MAX);
-    let mut following = Following { at, watched, out, failures: 0, absences: 0, listed: false };
+    let config = Config::default().timeout(u32::try_from(watch_time.as_secs()).unwrap_or(u32::MAX));
+    let mut following =
+        Following { at, watched, out, failures: 0, told: String::new(), absences: 0, listed: false };
     while !stop.is_cancelled() {
         let ended = if watched.metadata_only {
             let stream = watcher::metadata_watcher(api.clone(), config.clone());
@@ -56,6 +66,8 @@ struct Following {
     watched: Watched,
     out: Out,
     failures: u32,
+    /// The last failure in the log.
+    told: String,
     absences: u32,
     /// The kind was listed, or known to be absent.
     listed: bool,
@@ -132,6 +144,7 @@ impl Following {
             return Ok(());
         }
         self.failures = 0;
+        self.told.clear();
         tracing::info!(kind = self.watched.name(), "watching again");
         self.tell(Told::Well).await
     }
@@ -153,23 +166,52 @@ impl Following {
             ABSENT_RETRY
         } else {
             self.failures += 1;
-            if self.failures == 1 || self.failures.is_multiple_of(60) {
-                tracing::warn!(kind = self.watched.name(), %error, "watch failed; trying again");
-            }
             // An end of the watch that asks for a new list is how the API works, and no trouble.
-            if code != 410 {
-                self.tell(Told::Trouble(error.to_string())).await?;
+            if code == 410 {
+                tracing::info!(kind = self.watched.name(), "the API server asks for a new list");
+            } else {
+                let problem = words(error);
+                if self.told != problem || self.failures.is_multiple_of(60) {
+                    tracing::warn!(kind = self.watched.name(), problem, "watch failed; trying again");
+                    self.told.clone_from(&problem);
+                }
+                self.tell(Told::Trouble(problem)).await?;
             }
             let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(6));
-            doubled.min(RETRY_MAX).max(retry_after.unwrap_or_default())
+            doubled.min(RETRY_MAX).max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
         };
         tokio::select! {
             () = stop.cancelled() => return Err(Closed),
             () = tokio::time::sleep(wait) => {}
         }
-        // Within a watch the stream itself lists anew after 410; a watch that cannot even begin would ask for the same
-        // version for ever.
-        Ok(matches!(error, watcher::Error::WatchStartFailed(_)) && matches!(code, 404 | 410))
+        Ok(asks_for_a_list(error, code))
+    }
+}
+
+/// The error with its causes: the library's own words are only what it was doing.
+fn words(error: &watcher::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let said = inner.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = inner.source();
+    }
+    // An answer that is a page of HTML is quoted whole.
+    text.chars().take(WORDS_CHARS_MAX).collect()
+}
+
+/// Within a watch the library itself lists anew after 410; a watch that cannot even begin would ask for the same version for
+/// ever. What cannot be read was a change that is lost for good: the library goes on behind it. A connection that broke loses
+/// nothing, since the watch is resumed from the last change that came.
+fn asks_for_a_list(error: &watcher::Error, code: u16) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(_) => matches!(code, 404 | 410),
+        watcher::Error::WatchFailed(kube::Error::ReadEvents(_)) => false,
+        watcher::Error::WatchFailed(_) => true,
+        _ => false,
     }
 }
 
