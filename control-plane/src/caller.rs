@@ -2,11 +2,12 @@
 //!
 //! A node's certificate is short-lived. A connection lives no longer than the newest certificate that was granted over it, so
 //! a node that can no longer show a good token is out within one lifetime, and a stream that renews in time is not interrupted.
+//! How long that is, is counted from the handshake or the grant by the clock that only goes on: a wall clock that jumps ends no session
+//! and prolongs none.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -33,7 +34,7 @@ pub(crate) struct Certificate {
     chain: Vec<CertificateDer<'static>>,
     handshake_at: UnixTime,
     /// The end of the newest certificate that was granted over this connection, or of the one that was shown.
-    until_unix_s: AtomicI64,
+    until: Mutex<Instant>,
     /// The bundle that the chain was last verified under.
     bundle: Mutex<Arc<Bundle>>,
 }
@@ -50,12 +51,12 @@ impl Caller {
             Some(chain) => {
                 let handshake_at = UnixTime::now();
                 let bundle = authority.current_bundle();
-                let (id, until) = authority.node_of(chain, handshake_at, &bundle).ok()?;
+                let (id, until_unix_s) = authority.node_of(chain, handshake_at, &bundle).ok()?;
                 Some(Arc::new(Certificate {
                     id,
                     chain: chain.to_vec(),
                     handshake_at,
-                    until_unix_s: AtomicI64::new(until),
+                    until: Mutex::new(from_now(until_unix_s, handshake_at)),
                     bundle: Mutex::new(bundle),
                 }))
             }
@@ -90,17 +91,14 @@ impl Certificate {
 
     /// A newer certificate of the same node was granted over this connection.
     pub(crate) fn prolong(&self, until_unix_s: i64) {
-        self.until_unix_s.fetch_max(until_unix_s, Ordering::Relaxed);
-    }
-
-    pub(crate) fn until_unix_s(&self) -> i64 {
-        self.until_unix_s.load(Ordering::Relaxed)
+        let granted = from_now(until_unix_s, UnixTime::now());
+        let mut until = self.until.lock();
+        *until = granted.max(*until);
     }
 
     /// Why the node is no longer believed; None: it is.
     fn over(&self, world: &World) -> Option<&'static str> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        if i64::try_from(now.as_secs()).unwrap_or(i64::MAX) >= self.until_unix_s() {
+        if Instant::now() >= *self.until.lock() {
             return Some("the node's certificate has expired and was not renewed");
         }
         if !world.authenticate.vouches_for(self.node()) {
@@ -127,4 +125,10 @@ impl Certificate {
             }
         }
     }
+}
+
+/// A time of the wall clock, as one of the clock that only goes on. `wall`: now.
+fn from_now(unix_s: i64, wall: UnixTime) -> Instant {
+    let left = u64::try_from(unix_s).unwrap_or_default().saturating_sub(wall.as_secs());
+    Instant::now() + Duration::from_secs(left)
 }

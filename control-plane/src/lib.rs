@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::{Authenticate, Authority, JoinTokens, Lifetimes, LivePods, TokenReviews};
 use crate::index::Index;
 use crate::line_quota::LineQuota;
-use crate::listener::ServerCertificate;
+use crate::listener::{RENEWAL_RETRY, ServerCertificate};
 use crate::push::Hub;
 use crate::settings::Settings;
 use crate::source::directory::Directory;
@@ -37,8 +37,6 @@ use crate::source::kubernetes::Kubernetes;
 use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Report, Sink, Source};
 use crate::world::{Metrics, World};
 
-/// After a renewal of the listener's certificate that failed.
-const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 /// Streams of nodes end at once on shutdown; this is for the rest.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -176,7 +174,13 @@ async fn renew(
         tokio::select! {
             () = stop.cancelled() => return,
             _ = renewal.tick() => {}
-            _ = look.tick() => if !following.look(&world).await { continue },
+            _ = look.tick() => {
+                let advanced = following.look(&world).await;
+                // By the wall clock too: after a jump of it the timer is too late.
+                if !advanced && !certificate.over_half() {
+                    continue;
+                }
+            }
         }
         if let Err(error) = certificate.renew(&world) {
             tracing::error!(%error, "the listener's certificate was not renewed");

@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +27,8 @@ use crate::places::{Counted, Places};
 use crate::push::DiscoveryService;
 use crate::world::World;
 
+/// After a renewal of the listener's certificate that failed.
+pub(crate) const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Handshakes at the same time: a restart brings every node at once.
 const HANDSHAKES_MAX: usize = 256;
@@ -45,16 +49,30 @@ impl ResolvesServerCert for Current {
 }
 
 /// The listener's certificate, in use and replaceable.
-pub(crate) struct ServerCertificate(Arc<Current>);
+pub(crate) struct ServerCertificate {
+    current: Arc<Current>,
+    /// Half of its life, by the wall clock.
+    half: Mutex<OffsetDateTime>,
+}
 
 impl ServerCertificate {
     pub(crate) fn issue(world: &World) -> anyhow::Result<Self> {
-        Ok(Self(Arc::new(Current(ArcSwap::from_pointee(certified(world)?)))))
+        let (certified, half) = certified(world)?;
+        Ok(Self { current: Arc::new(Current(ArcSwap::from_pointee(certified))), half: Mutex::new(half) })
     }
 
     pub(crate) fn renew(&self, world: &World) -> anyhow::Result<()> {
-        self.0.0.store(Arc::new(certified(world)?));
+        // What fails now is tried again later, and not at every look.
+        *self.half.lock() = OffsetDateTime::now_utc() + RENEWAL_RETRY;
+        let (certified, half) = certified(world)?;
+        self.current.0.store(Arc::new(certified));
+        *self.half.lock() = half;
         Ok(())
+    }
+
+    /// The wall clock says that half of its life is over.
+    pub(crate) fn over_half(&self) -> bool {
+        OffsetDateTime::now_utc() >= *self.half.lock()
     }
 
     fn config(&self, world: &World) -> Result<ServerConfig, rustls::Error> {
@@ -63,7 +81,7 @@ impl ServerCertificate {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(self.0.clone());
+            .with_cert_resolver(self.current.clone());
         config.alpn_protocols = vec![b"h2".to_vec()];
         // Each connection proves the node anew: a resumed one would outlive a withdrawn root.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -72,11 +90,11 @@ impl ServerCertificate {
     }
 }
 
-fn certified(world: &World) -> anyhow::Result<CertifiedKey> {
-    let (chain, key) =
+fn certified(world: &World) -> anyhow::Result<(CertifiedKey, OffsetDateTime)> {
+    let (chain, key, half) =
         world.authority.server_certificate().map_err(|e: AuthorityError| anyhow::anyhow!(e))?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
-    Ok(CertifiedKey::new(chain, key))
+    Ok((CertifiedKey::new(chain, key), half))
 }
 
 pub(crate) async fn serve(

@@ -352,10 +352,10 @@ impl Authority {
         Ok(Signed { chain_der, not_before, not_after })
     }
 
-    /// Key and chain for the listener that nodes connect to.
+    /// Key and chain for the listener that nodes connect to, and the half of its life.
     pub fn server_certificate(
         &self,
-    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), AuthorityError> {
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, OffsetDateTime), AuthorityError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut names = vec![SanType::DnsName("weft-control".to_owned().try_into()?)];
         for name in &self.server_names {
@@ -366,12 +366,14 @@ impl Authority {
         }
         let issuing = self.issuing.load_full();
         let mut params = self.leaf(&issuing, names, self.lifetimes.server)?;
+        let now = OffsetDateTime::now_utc();
+        let half = now + (params.not_after - now) / 2;
         params.distinguished_name.push(DnType::CommonName, "weft-control");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &issuing.issuer)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(issuing.chain.iter().cloned().map(CertificateDer::from));
-        Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+        Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into(), half))
     }
 
     fn leaf(

@@ -26,7 +26,7 @@ use weft_proto::v1::discovery_client::DiscoveryClient;
 
 use super::ControlStatus;
 use super::credentials::{Files, NodeCertificate};
-use crate::identity::{self, SignError, Signer, retry_pause, until_renewal};
+use crate::identity::{self, Renewal, SignError, Signer, retry_pause};
 use crate::settings::Settings;
 use crate::snapshot::SnapshotHandle;
 
@@ -188,14 +188,14 @@ impl ControlPlane {
     async fn renew(&self, status: &watch::Sender<ControlStatus>) {
         let mut failures = 0_u32;
         loop {
-            let pause = match self.certificate.load_full() {
+            match self.certificate.load_full() {
                 Some(present) if failures == 0 => {
-                    let now = SystemTime::now();
-                    until_renewal(present.not_before, present.not_after, now, rand::random())
+                    let (not_before, not_after) = (present.not_before, present.not_after);
+                    let renewal = Renewal::new(not_before, not_after, present.obtained, rand::random());
+                    renewal.due(SystemTime::now).await;
                 }
-                _ => retry_pause(failures, rand::random()),
-            };
-            tokio::time::sleep(pause).await;
+                _ => tokio::time::sleep(retry_pause(failures, rand::random())).await,
+            }
             let Some(current) = self.current.load_full() else { continue };
             failures = match self.ask(current.0.clone(), status).await {
                 Ok(_) => 0,

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls_pki_types::CertificateDer;
@@ -83,6 +83,8 @@ pub(super) struct NodeCertificate {
     pub(super) identity: Identity,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
+    /// When it came, by both clocks.
+    pub(super) obtained: (Instant, SystemTime),
 }
 
 impl NodeCertificate {
@@ -97,6 +99,7 @@ impl NodeCertificate {
             identity: Identity::from_pem(pem::encode_many(&blocks), request.key.serialize_pem()),
             not_before: at(answer.not_before_unix_s),
             not_after: at(answer.not_after_unix_s),
+            obtained: (Instant::now(), SystemTime::now()),
         }
     }
 

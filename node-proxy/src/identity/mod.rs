@@ -26,8 +26,8 @@ use weft_proto::identity::{PodUid, SpiffeId};
 use weft_proto::model::Mesh;
 
 pub use peer::PeerError;
+pub(crate) use renew::{Renewal, retry_pause};
 pub use renew::{SignError, Signer};
-pub(crate) use renew::{retry_pause, until_renewal};
 pub(crate) use request::Request;
 
 use crate::telemetry::CloseReason;
@@ -105,6 +105,8 @@ struct Shared {
     trust: TrustCell,
     provider: Arc<CryptoProvider>,
     signer: Arc<dyn Signer>,
+    /// The wall clock, that certificates are to be renewed by.
+    wall: Box<dyn Fn() -> SystemTime + Send + Sync>,
     /// Counts up when the bundle changes or an identity is withdrawn.
     changes: watch::Sender<u64>,
     obtained: AtomicU64,
@@ -162,10 +164,15 @@ pub struct Identities {
 impl Identities {
     /// To be called inside a tokio runtime, on which the renewing tasks will run.
     pub fn new(signer: Arc<dyn Signer>) -> Self {
+        Self::by_clock(signer, SystemTime::now)
+    }
+
+    fn by_clock(signer: Arc<dyn Signer>, wall: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         let shared = Shared {
             trust: TrustCell::default(),
             provider: tls::provider(),
             signer,
+            wall: Box::new(wall),
             changes: watch::Sender::new(0),
             obtained: AtomicU64::new(0),
             failed: AtomicU64::new(0),

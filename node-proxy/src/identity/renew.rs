@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::BoxFuture;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -21,6 +21,8 @@ const RETRY_MS_MIN: u64 = 200;
 const RETRY_MS_MAX: u64 = 10_000;
 /// Never renew more often, whatever the certificate's times say.
 const RENEW_MS_MIN: u64 = 1_000;
+/// How often the wall clock is looked at: one that jumps is noticed within this.
+const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// Why the control plane did not sign.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -45,31 +47,44 @@ pub(super) async fn keep_fresh(shared: Arc<Shared>, identity: SpiffeId, entry: A
             () = entry.stop.cancelled() => return,
             obtained = obtain(&shared, &identity, &entry, failures) => obtained,
         };
-        let wait = match obtained {
+        let pause = match obtained {
             Ok(svid) => {
                 failures = 0;
                 shared.obtained.fetch_add(1, Relaxed);
                 info!(%identity, serial = svid.serial, "certificate obtained");
-                let wait = until_renewal(svid.not_before, svid.not_after, SystemTime::now(), rand::random());
+                let now = (Instant::now(), (shared.wall)());
+                let renewal = Renewal::new(svid.not_before, svid.not_after, now, rand::random());
                 entry.obtained(svid);
-                wait
+                Pause::Until(renewal)
             }
             Err(reason) => {
                 failures = failures.saturating_add(1);
                 shared.failed.fetch_add(1, Relaxed);
                 warn!(%identity, reason, failures, "no certificate");
                 entry.failed(reason);
-                retry_pause(failures, rand::random())
+                Pause::For(retry_pause(failures, rand::random()))
+            }
+        };
+        let over = async {
+            match pause {
+                Pause::Until(renewal) => renewal.due(&*shared.wall).await,
+                Pause::For(time) => tokio::time::sleep(time).await,
             }
         };
         let mut bundle = shared.changes.subscribe();
         tokio::select! {
             () = entry.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = over => {}
             // A new bundle may make possible what just failed, or want a certificate of the new root.
             () = chain_broken(&shared, &entry, &mut bundle) => {}
         }
     }
+}
+
+/// Before the next attempt.
+enum Pause {
+    Until(Renewal),
+    For(Duration),
 }
 
 /// Returns when the bundle changed and the present certificate, if any, is of no root of it.
@@ -105,17 +120,49 @@ async fn obtain(
     Ok(Arc::new(svid))
 }
 
-/// How long to wait before renewing: to between 45 and 55 % of the lifetime.
-pub(crate) fn until_renewal(
-    not_before: SystemTime,
-    not_after: SystemTime,
-    now: SystemTime,
-    random: u32,
-) -> Duration {
-    let lifetime = not_after.duration_since(not_before).unwrap_or_default();
-    let share = 0.45 + 0.1 * f64::from(random) / f64::from(u32::MAX);
-    let at = not_before + lifetime.mul_f64(share);
-    at.duration_since(now).unwrap_or_default().max(Duration::from_millis(RENEW_MS_MIN))
+/// When a certificate is renewed: between 45 and 55 % of its life. Its times are the wall clock's, and that one may be wrong or jump
+/// (a machine that slept, a clock that is set): whatever it says, a certificate is neither kept past its half-life by the clock that only
+/// goes on, nor asked for again at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Renewal {
+    at: SystemTime,
+    earliest: Instant,
+    latest: Instant,
+}
+
+impl Renewal {
+    /// `obtained`: by both clocks, when the certificate came.
+    pub(crate) fn new(
+        not_before: SystemTime,
+        not_after: SystemTime,
+        obtained: (Instant, SystemTime),
+        random: u32,
+    ) -> Self {
+        let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+        let share = 0.45 + 0.1 * f64::from(random) / f64::from(u32::MAX);
+        let least = (lifetime / 10).max(Duration::from_millis(RENEW_MS_MIN));
+        let left = not_after.duration_since(obtained.1).unwrap_or_default().min(lifetime);
+        Self {
+            at: not_before + lifetime.mul_f64(share),
+            earliest: obtained.0 + least,
+            latest: obtained.0 + left.mul_f64(share).max(least),
+        }
+    }
+
+    /// How long to wait before the clocks are looked at again. None: it is time.
+    fn wait(&self, now: Instant, wall: SystemTime) -> Option<Duration> {
+        let (earliest, latest) =
+            (self.earliest.saturating_duration_since(now), self.latest.saturating_duration_since(now));
+        let by_wall = self.at.duration_since(wall).unwrap_or_default().max(earliest);
+        let next = by_wall.min(latest);
+        (!next.is_zero()).then(|| next.min(CLOCK_CHECK))
+    }
+
+    pub(crate) async fn due(&self, wall: impl Fn() -> SystemTime) {
+        while let Some(wait) = self.wait(Instant::now(), wall()) {
+            tokio::time::sleep(wait).await;
+        }
+    }
 }
 
 pub(crate) fn retry_pause(failures: u32, random: u32) -> Duration {
@@ -128,14 +175,52 @@ pub(crate) fn retry_pause(failures: u32, random: u32) -> Duration {
 mod tests {
     use super::*;
 
+    /// Seconds after it was obtained at which a certificate of 1000 s is renewed, if the wall clock is `ahead` when it comes and jumps
+    /// by `jump` after 100 s.
+    fn renewed_after(ahead: i64, jump: i64) -> u64 {
+        let (start, now) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Instant::now());
+        let off = |by: i64| match u64::try_from(by) {
+            Ok(by) => start + Duration::from_secs(by),
+            Err(_) => start - Duration::from_secs(by.unsigned_abs()),
+        };
+        let renewal = Renewal::new(start, start + Duration::from_secs(1000), (now, off(ahead)), u32::MAX / 2);
+        let due = |after: &u64| {
+            let passed = i64::try_from(*after).unwrap();
+            let wall = off(ahead + passed + if *after > 100 { jump } else { 0 });
+            renewal.wait(now + Duration::from_secs(*after), wall).is_none()
+        };
+        (0..2000).find(due).unwrap()
+    }
+
     #[test]
-    fn a_certificate_is_renewed_around_its_half_life() {
-        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let end = start + Duration::from_secs(1000);
-        let wait = |now, random| until_renewal(start, end, now, random).as_secs();
-        assert_eq!((wait(start, 0), wait(start, u32::MAX)), (450, 550));
-        assert_eq!(wait(start + Duration::from_secs(400), 0), 50);
-        assert_eq!(wait(end, 0), 1, "late, but not in a tight loop");
+    fn a_certificate_is_renewed_in_time_whatever_the_wall_clock_does() {
+        let close = |(ahead, jump), wanted: u64| {
+            let after = renewed_after(ahead, jump);
+            assert!(after.abs_diff(wanted) <= 1, "ahead {ahead}, jump {jump}: {after} and not {wanted}");
+        };
+        close((0, 0), 500);
+        // Forward: at once, for the certificate may be over now.
+        close((0, 300), 200);
+        close((0, 5_000), 101);
+        close((0, 1_000_000), 101);
+        // Backward: the clock that only goes on counts.
+        close((0, -5_000), 500);
+        // Wrong from the start: neither every second nor never.
+        close((600, 0), 100);
+        close((1_000_000, 0), 100);
+        close((-1_000_000, 0), 500);
+    }
+
+    #[test]
+    fn the_clocks_are_looked_at_often_enough_to_notice_a_jump() {
+        let (start, now) = (SystemTime::now(), Instant::now());
+        let renewal = Renewal::new(start, start + Duration::from_secs(86_400), (now, start), 0);
+        assert_eq!(renewal.wait(now, start), Some(CLOCK_CHECK));
+        // A minute in the past, as the authority writes it: the half-life of short ones is over when they come.
+        let short =
+            Renewal::new(start - Duration::from_secs(60), start + Duration::from_secs(30), (now, start), 0);
+        assert!(short.wait(now + Duration::from_secs(8), start).is_some());
+        assert!(short.wait(now + Duration::from_secs(9), start).is_none());
     }
 
     #[test]

@@ -404,6 +404,23 @@ async fn a_certificate_is_renewed_before_it_expires_and_never_used_after() {
 }
 
 #[tokio::test]
+async fn a_wall_clock_that_jumps_brings_the_renewal_forward() {
+    let (signer, _) = signing(Some(time::Duration::seconds(30)));
+    let ahead_s = Arc::new(AtomicU64::new(0));
+    let wall = Arc::clone(&ahead_s);
+    let clock = move || SystemTime::now() + Duration::from_secs(wall.load(Relaxed));
+    let identities = Identities::by_clock(Arc::clone(&signer) as _, clock);
+    identities.trust(&mesh(&[&signer.root])).unwrap();
+    identities.want(&wanted(CLIENT, &["u1"]));
+    identities.server_config(&CLIENT.parse().unwrap()).await.unwrap();
+    let started = tokio::time::Instant::now();
+    // As after a sleep of the machine: the timer that was set for the half-life knows nothing of it.
+    ahead_s.store(25, Relaxed);
+    signer.asked.subscribe().wait_for(|asked| asked.len() >= 2).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn what_the_control_plane_signs_must_be_what_was_asked_for() {
     let (_signer, identities) = signing(Some(time::Duration::hours(1)));
     identities.want(&wanted(SERVER, &["u1"]));
