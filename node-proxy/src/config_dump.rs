@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+use weft_proto::identity::NamespacedName;
+use weft_proto::model::{HttpRoute, RouteKind};
 
 use crate::node::Node;
+use crate::snapshot::Snapshot;
 
 impl Node {
     pub fn config_dump(&self) -> Value {
@@ -20,12 +24,17 @@ impl Node {
             })),
             "workloads": by_name(snapshot.workloads().map(|workload| (&workload.uid, workload))),
             "services": by_name(snapshot.services().map(|entry| (&entry.service.id, entry))),
-            "http_routes": by_name(snapshot.http_routes().map(|route| (&route.id, route))),
+            "http_routes": by_name(routes(&snapshot, RouteKind::Http)),
+            "grpc_routes": by_name(routes(&snapshot, RouteKind::Grpc)),
             "authorization_policies":
                 by_name(snapshot.authorization_policies().map(|policy| (&policy.id, policy))),
             "traffic_policies": by_name(snapshot.traffic_policies().map(|policy| (&policy.id, policy))),
         })
     }
+}
+
+fn routes(snapshot: &Snapshot, kind: RouteKind) -> impl Iterator<Item = (&NamespacedName, &Arc<HttpRoute>)> {
+    snapshot.routes().filter(move |route| route.kind == kind).map(|route| (&route.id, route))
 }
 
 fn by_name<'a, N: Display + 'a, V: Debug + 'a>(items: impl Iterator<Item = (&'a N, &'a V)>) -> Value {

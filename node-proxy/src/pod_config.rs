@@ -67,12 +67,14 @@ fn service(snapshot: &Snapshot, entry: &ServiceEntry) -> Value {
         json!({"port": port.port, "name": &*port.name, "protocol": protocol})
     });
     let mut routes: Vec<_> = snapshot
-        .http_routes()
+        .routes()
         .filter(|route| route.parents.iter().any(|parent| parent.service == *id))
-        .map(|route| (route.id.to_string(), route.rules.len()))
+        .map(|route| (route.id.to_string(), route.kind, route.rules.len()))
         .collect();
     routes.sort();
-    let routes = routes.into_iter().map(|(name, rules)| json!({"name": name, "rules": rules}));
+    let routes = routes
+        .into_iter()
+        .map(|(name, kind, rules)| json!({"name": name, "kind": kind.name(), "rules": rules}));
     let endpoints = entry.endpoints.iter().map(|endpoint| self::endpoint(snapshot, endpoint));
     json!({
         "name": id.to_string(),

@@ -29,6 +29,7 @@ pub enum ResourceKey {
     Service(NamespacedName),
     Endpoint { service: NamespacedName, ip: IpAddr },
     HttpRoute(NamespacedName),
+    GrpcRoute(NamespacedName),
     AuthorizationPolicy(NamespacedName),
     TrafficPolicy(NamespacedName),
 }
@@ -39,6 +40,7 @@ pub enum Resource {
     Workload(Arc<Workload>),
     Service(Arc<Service>),
     Endpoint(Arc<Endpoint>),
+    /// An HTTPRoute or a GRPCRoute: its `kind` says which.
     HttpRoute(Arc<HttpRoute>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     TrafficPolicy(Arc<TrafficPolicy>),
@@ -143,8 +145,34 @@ pub struct Endpoint {
     pub zone: Arc<str>,
 }
 
+/// Which kind of route. For the same clients, Service and port the first counts and the other is ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteKind {
+    Grpc,
+    Http,
+}
+
+impl RouteKind {
+    /// As Kubernetes names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "GRPCRoute",
+            Self::Http => "HTTPRoute",
+        }
+    }
+
+    pub fn key(self, id: NamespacedName) -> ResourceKey {
+        match self {
+            Self::Grpc => ResourceKey::GrpcRoute(id),
+            Self::Http => ResourceKey::HttpRoute(id),
+        }
+    }
+}
+
+/// An HTTPRoute, or a GRPCRoute in its terms: gRPC is HTTP with paths of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpRoute {
+    pub kind: RouteKind,
     pub id: NamespacedName,
     pub created_unix_s: i64,
     pub parents: Vec<ParentRef>,
@@ -187,6 +215,15 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// Of the whole path.
     Regex(Pattern),
+    /// Of a gRPC call: `/service/method`.
+    Grpc(GrpcMethodMatch),
+}
+
+/// None: any.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GrpcMethodMatch {
+    pub service: Option<ValueMatch>,
+    pub method: Option<ValueMatch>,
 }
 
 /// How a header or a query parameter of a route matches.

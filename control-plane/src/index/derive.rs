@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
-    AppProtocol, Endpoint, HttpRoute, HttpRule, InboundMode, Resource, ResourceKey, Service, ServicePort,
-    Workload,
+    AppProtocol, Endpoint, HttpFilter, HttpRoute, HttpRule, InboundMode, Resource, ResourceKey, RouteKind,
+    Service, ServicePort, Workload,
 };
 
 use super::interest::Edge;
-use super::{Changes, Dirty, Index, RouteEntry, Sent, WorkloadEntry};
+use super::objects::RouteName;
+use super::{Changes, Dirty, Index, Referrer, RouteEntry, Sent, WorkloadEntry};
 use crate::source::ObjectKey;
 use crate::source::object::{self, Kind, Pod, TargetPort, selects};
 
@@ -29,8 +30,8 @@ impl Index {
         for id in dirty.endpoints {
             self.derive_endpoints(&id, changes);
         }
-        for id in dirty.routes {
-            self.derive_route(&id, changes);
+        for name in dirty.routes {
+            self.derive_route(&name, changes);
         }
     }
 
@@ -107,9 +108,10 @@ impl Index {
         }
         if in_namespace == Edge::Crossed {
             let first = NamespacedName { namespace: namespace.clone(), name: "".into() };
-            let routes = self.routes.range(first..).take_while(|(id, _)| id.namespace == *namespace);
+            let first = (first, RouteKind::Grpc);
+            let routes = self.routes.range(first..).take_while(|((id, _), _)| id.namespace == *namespace);
             let consumers = routes.filter(|(_, route)| !route.producer);
-            let keys: Vec<_> = consumers.map(|(id, _)| ResourceKey::HttpRoute(id.clone())).collect();
+            let keys: Vec<_> = consumers.map(|((id, kind), _)| kind.key(id.clone())).collect();
             if !keys.is_empty() {
                 changes.by_node.entry(node.clone()).or_default().extend(keys);
             }
@@ -290,23 +292,30 @@ impl Index {
         endpoints
     }
 
-    fn derive_route(&mut self, id: &NamespacedName, changes: &mut Changes) {
-        let next = self.objects.routes.get(id).map(|route| RouteEntry {
+    fn derive_route(&mut self, name: &RouteName, changes: &mut Changes) {
+        let (id, kind) = name;
+        let next = self.objects.routes.get(name).map(|route| RouteEntry {
             producer: route.parents.iter().any(|parent| parent.service.namespace == id.namespace),
             sent: Sent::new(&Resource::HttpRoute(Arc::new(self.resolved(route)))),
         });
-        replace(&mut self.routes, id.clone(), next, || {
-            changes.everywhere.insert(ResourceKey::HttpRoute(id.clone()));
+        replace(&mut self.routes, name.clone(), next, || {
+            changes.everywhere.insert(kind.key(id.clone()));
         });
     }
 
-    /// The route with its references checked against the Services that exist.
+    /// The route with its references checked: backends that cannot be resolved are marked, mirrors left out.
     fn resolved(&self, route: &HttpRoute) -> HttpRoute {
+        let from = Referrer::of(route);
+        let resolves = |service: &NamespacedName, port| self.resolve(&from, service, port).is_ok();
         let rules = route.rules.iter().map(|rule| {
             let mut rule: HttpRule = (**rule).clone();
             for backend in &mut rule.backends {
-                backend.invalid = backend.invalid || !self.has_port(&backend.service, backend.port);
+                backend.invalid = backend.invalid || !resolves(&backend.service, backend.port);
             }
+            rule.filters.retain(|filter| match filter {
+                HttpFilter::Mirror { service, port, .. } => resolves(service, *port),
+                _ => true,
+            });
             Arc::new(rule)
         });
         HttpRoute { rules: rules.collect(), ..route.clone() }

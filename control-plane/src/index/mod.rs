@@ -8,6 +8,7 @@ mod derive;
 mod interest;
 mod objects;
 mod programmed;
+mod references;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -18,12 +19,14 @@ use std::sync::Arc;
 use prost::Message;
 use weft_proto::convert;
 use weft_proto::identity::{NamespacedName, PodUid, TrustDomain};
-use weft_proto::model::{Mesh, Resource, ResourceKey, Revision};
+use weft_proto::model::{Mesh, Resource, ResourceKey, Revision, RouteKind};
 use weft_proto::v1;
 
 use self::interest::Interest;
 pub use self::objects::Objects;
+use self::objects::RouteName;
 pub use self::programmed::Wanted;
+pub use self::references::{NotAccepted, Referrer};
 pub use self::status::RouteStatus;
 use crate::source::object::{JoinToken, Kind, Pod};
 use crate::source::{Event, Object, ObjectKey};
@@ -84,7 +87,7 @@ struct Dirty {
     pods: BTreeSet<NamespacedName>,
     services: BTreeSet<NamespacedName>,
     endpoints: BTreeSet<NamespacedName>,
-    routes: BTreeSet<NamespacedName>,
+    routes: BTreeSet<RouteName>,
     mesh: bool,
 }
 
@@ -101,7 +104,7 @@ pub struct Index {
     uid_of_pod: BTreeMap<NamespacedName, PodUid>,
     services: BTreeMap<NamespacedName, Arc<Sent>>,
     endpoints: BTreeMap<NamespacedName, BTreeMap<std::net::IpAddr, Arc<Sent>>>,
-    routes: BTreeMap<NamespacedName, RouteEntry>,
+    routes: BTreeMap<RouteName, RouteEntry>,
     authorization: BTreeMap<NamespacedName, Arc<Sent>>,
     traffic: BTreeMap<NamespacedName, Arc<Sent>>,
     interest: Interest,
@@ -241,7 +244,7 @@ impl Index {
             Kind::Service => {
                 dirty.services.insert(id.clone());
                 dirty.endpoints.insert(id.clone());
-                dirty.routes.extend(self.objects.routes_naming(id));
+                dirty.routes.extend(self.objects.routes_naming(id).cloned());
                 dirty.pods.extend(self.objects.pods_selected_by_service(id));
             }
             Kind::EndpointSlice => {
@@ -250,7 +253,13 @@ impl Index {
                 }
             }
             Kind::HttpRoute => {
-                dirty.routes.insert(id.clone());
+                dirty.routes.insert((id.clone(), RouteKind::Http));
+            }
+            Kind::GrpcRoute => {
+                dirty.routes.insert((id.clone(), RouteKind::Grpc));
+            }
+            Kind::ReferenceGrant => {
+                dirty.routes.extend(self.objects.routes_into(&id.namespace).cloned());
             }
             Kind::AuthorizationPolicy => dirty.pods.extend(self.objects.pods_selected_by_policy(id)),
             Kind::TrafficPolicy => dirty.pods.extend(self.objects.pods_selected_by_traffic(id)),
@@ -266,7 +275,7 @@ impl Index {
         keys.chain(self.workloads.keys().cloned().map(ResourceKey::Workload))
             .chain(self.services.keys().cloned().map(ResourceKey::Service))
             .chain(endpoints)
-            .chain(self.routes.keys().cloned().map(ResourceKey::HttpRoute))
+            .chain(self.routes.keys().map(|(id, kind)| kind.key(id.clone())))
             .chain(self.authorization.keys().cloned().map(ResourceKey::AuthorizationPolicy))
             .chain(self.traffic.keys().cloned().map(ResourceKey::TrafficPolicy))
             .filter(|key| self.wanted(node, key).is_some())
@@ -288,15 +297,18 @@ impl Index {
             _ if !active => None,
             ResourceKey::Service(id) => self.services.get(id),
             ResourceKey::Endpoint { service, ip } => self.endpoints.get(service)?.get(ip),
-            ResourceKey::HttpRoute(id) => {
-                let entry = self.routes.get(id)?;
-                (entry.producer || self.interest.has_pods_of(node, &id.namespace)).then_some(&entry.sent)
-            }
+            ResourceKey::HttpRoute(id) => self.wanted_route(node, id, RouteKind::Http),
+            ResourceKey::GrpcRoute(id) => self.wanted_route(node, id, RouteKind::Grpc),
             ResourceKey::AuthorizationPolicy(id) => {
                 self.interest.needs_policy(node, id).then(|| self.authorization.get(id))?
             }
             ResourceKey::TrafficPolicy(id) => self.traffic.get(id),
         }
+    }
+
+    fn wanted_route(&self, node: &str, id: &NamespacedName, kind: RouteKind) -> Option<&Arc<Sent>> {
+        let entry = self.routes.get(&(id.clone(), kind))?;
+        (entry.producer || self.interest.has_pods_of(node, &id.namespace)).then_some(&entry.sent)
     }
 
     /// The pod of a certificate request, whatever state it is in.

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_proto::identity::{NamespacedName, PodUid};
-use weft_proto::model::HttpRoute;
+use weft_proto::model::{HttpFilter, HttpRoute, RouteKind};
 
 use crate::source::object::{
-    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Node, Pod, Service,
-    TrafficPolicyObject, selects,
+    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Node, Pod, ReferenceGrant,
+    Service, TrafficPolicyObject, selects,
 };
 use crate::source::{Object, ObjectKey};
+
+/// Routes of different kinds may have the same name.
+pub(super) type RouteName = (NamespacedName, RouteKind);
 
 #[derive(Debug, Default)]
 pub struct Objects {
@@ -20,14 +23,15 @@ pub struct Objects {
     pub(super) pods: BTreeMap<NamespacedName, Arc<Pod>>,
     pub(super) services: BTreeMap<NamespacedName, Arc<Service>>,
     pub(super) slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
-    pub(super) routes: BTreeMap<NamespacedName, Arc<HttpRoute>>,
+    pub(super) routes: BTreeMap<RouteName, Arc<HttpRoute>>,
+    pub(super) grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
     pub(super) authorization: BTreeMap<NamespacedName, Arc<AuthorizationPolicyObject>>,
     pub(super) traffic: BTreeMap<NamespacedName, Arc<TrafficPolicyObject>>,
     pub(super) tokens: BTreeMap<NamespacedName, Arc<JoinToken>>,
     pub(super) pod_ids_by_uid: BTreeMap<PodUid, NamespacedName>,
     slices_of_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
     services_of_pod: BTreeMap<NamespacedName, BTreeMap<NamespacedName, usize>>,
-    routes_of_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    routes_of_service: BTreeMap<NamespacedName, BTreeSet<RouteName>>,
 }
 
 /// The entries of one namespace of a map by namespace and name.
@@ -48,7 +52,10 @@ impl Objects {
             Kind::Pod => self.pods.len(),
             Kind::Service => self.services.len(),
             Kind::EndpointSlice => self.slices.len(),
-            Kind::HttpRoute => self.routes.len(),
+            Kind::HttpRoute | Kind::GrpcRoute => {
+                self.routes.keys().filter(|(_, route)| kind.route() == Some(*route)).count()
+            }
+            Kind::ReferenceGrant => self.grants.len(),
             Kind::AuthorizationPolicy => self.authorization.len(),
             Kind::TrafficPolicy => self.traffic.len(),
             Kind::JoinToken => self.tokens.len(),
@@ -64,7 +71,9 @@ impl Objects {
             Kind::Pod => Object::Pod(self.pods.get(id)?.clone()),
             Kind::Service => Object::Service(self.services.get(id)?.clone()),
             Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(id)?.clone()),
-            Kind::HttpRoute => Object::HttpRoute(self.routes.get(id)?.clone()),
+            Kind::HttpRoute => Object::HttpRoute(self.route(id, RouteKind::Http)?.clone()),
+            Kind::GrpcRoute => Object::HttpRoute(self.route(id, RouteKind::Grpc)?.clone()),
+            Kind::ReferenceGrant => Object::ReferenceGrant(self.grants.get(id)?.clone()),
             Kind::AuthorizationPolicy => Object::AuthorizationPolicy(self.authorization.get(id)?.clone()),
             Kind::TrafficPolicy => Object::TrafficPolicy(self.traffic.get(id)?.clone()),
             Kind::JoinToken => Object::JoinToken(self.tokens.get(id)?.clone()),
@@ -82,7 +91,8 @@ impl Objects {
             .chain(self.pods.keys().map(key(Kind::Pod)))
             .chain(self.services.keys().map(key(Kind::Service)))
             .chain(self.slices.keys().map(key(Kind::EndpointSlice)))
-            .chain(self.routes.keys().map(key(Kind::HttpRoute)))
+            .chain(self.routes.values().map(|o| Object::HttpRoute(o.clone()).key()))
+            .chain(self.grants.keys().map(key(Kind::ReferenceGrant)))
             .chain(self.authorization.keys().map(key(Kind::AuthorizationPolicy)))
             .chain(self.traffic.keys().map(key(Kind::TrafficPolicy)))
             .chain(self.tokens.keys().map(key(Kind::JoinToken)))
@@ -113,11 +123,13 @@ impl Objects {
                 self.slices.insert(o.id.clone(), o);
             }
             Object::HttpRoute(o) => {
+                let name = (o.id.clone(), o.kind);
                 for service in services_of_route(&o) {
-                    self.routes_of_service.entry(service).or_default().insert(o.id.clone());
+                    self.routes_of_service.entry(service).or_default().insert(name.clone());
                 }
-                self.routes.insert(o.id.clone(), o);
+                self.routes.insert(name, o);
             }
+            Object::ReferenceGrant(o) => drop(self.grants.insert(o.id.clone(), o)),
             Object::AuthorizationPolicy(o) => drop(self.authorization.insert(o.policy.id.clone(), o)),
             Object::TrafficPolicy(o) => drop(self.traffic.insert(o.policy.id.clone(), o)),
             Object::JoinToken(o) => drop(self.tokens.insert(o.id.clone(), o)),
@@ -139,20 +151,24 @@ impl Objects {
             }
             Kind::Service => drop(self.services.remove(id)),
             Kind::EndpointSlice => self.remove_slice(id),
-            Kind::HttpRoute => {
-                let Some(route) = self.routes.remove(id) else { return };
-                for service in services_of_route(&route) {
-                    if let Some(routes) = self.routes_of_service.get_mut(&service) {
-                        routes.remove(id);
-                        if routes.is_empty() {
-                            self.routes_of_service.remove(&service);
-                        }
-                    }
-                }
-            }
+            Kind::HttpRoute => self.remove_route(&(id.clone(), RouteKind::Http)),
+            Kind::GrpcRoute => self.remove_route(&(id.clone(), RouteKind::Grpc)),
+            Kind::ReferenceGrant => drop(self.grants.remove(id)),
             Kind::AuthorizationPolicy => drop(self.authorization.remove(id)),
             Kind::TrafficPolicy => drop(self.traffic.remove(id)),
             Kind::JoinToken => drop(self.tokens.remove(id)),
+        }
+    }
+
+    fn remove_route(&mut self, name: &RouteName) {
+        let Some(route) = self.routes.remove(name) else { return };
+        for service in services_of_route(&route) {
+            if let Some(routes) = self.routes_of_service.get_mut(&service) {
+                routes.remove(name);
+                if routes.is_empty() {
+                    self.routes_of_service.remove(&service);
+                }
+            }
         }
     }
 
@@ -219,8 +235,25 @@ impl Objects {
         self.services_of_pod.get(pod).map(|services| services.keys().cloned().collect()).unwrap_or_default()
     }
 
-    pub(super) fn routes_naming(&self, service: &NamespacedName) -> Vec<NamespacedName> {
-        self.routes_of_service.get(service).map(|routes| routes.iter().cloned().collect()).unwrap_or_default()
+    pub(super) fn route(&self, id: &NamespacedName, kind: RouteKind) -> Option<&Arc<HttpRoute>> {
+        self.routes.get(&(id.clone(), kind))
+    }
+
+    pub(super) fn routes_naming(&self, service: &NamespacedName) -> impl Iterator<Item = &RouteName> {
+        self.routes_of_service.get(service).into_iter().flatten()
+    }
+
+    /// Routes of other namespaces that name a Service of this one.
+    pub(super) fn routes_into<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a RouteName> {
+        let names = of_namespace(&self.routes_of_service, namespace).flat_map(|(_, routes)| routes);
+        names.filter(move |(id, _)| *id.namespace != *namespace)
+    }
+
+    pub(super) fn grants_of<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<ReferenceGrant>> {
+        of_namespace(&self.grants, namespace).map(|(_, grant)| grant)
     }
 
     pub(super) fn pods_selected_by_service(&self, id: &NamespacedName) -> Vec<NamespacedName> {
@@ -266,5 +299,9 @@ impl Objects {
 fn services_of_route(route: &HttpRoute) -> BTreeSet<NamespacedName> {
     let parents = route.parents.iter().map(|parent| parent.service.clone());
     let backends = route.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()));
-    parents.chain(backends).collect()
+    let mirrors = route.rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
+        HttpFilter::Mirror { service, .. } => Some(service.clone()),
+        _ => None,
+    });
+    parents.chain(backends).chain(mirrors).collect()
 }

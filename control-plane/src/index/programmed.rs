@@ -19,6 +19,7 @@ impl Index {
         let id = object.id.clone();
         match object.kind {
             Kind::HttpRoute => self.wanted_of(&ResourceKey::HttpRoute(id)),
+            Kind::GrpcRoute => self.wanted_of(&ResourceKey::GrpcRoute(id)),
             Kind::AuthorizationPolicy => self.wanted_of(&ResourceKey::AuthorizationPolicy(id)),
             Kind::TrafficPolicy => {
                 let mut wanted = self.wanted_of(&ResourceKey::TrafficPolicy(id.clone()));
@@ -49,6 +50,7 @@ impl Index {
     pub fn counts(&self, node: &str, key: &ResourceKey) -> bool {
         match key {
             ResourceKey::HttpRoute(_)
+            | ResourceKey::GrpcRoute(_)
             | ResourceKey::AuthorizationPolicy(_)
             | ResourceKey::TrafficPolicy(_) => true,
             ResourceKey::Workload(uid) => self.workloads.get(uid).is_some_and(|entry| *entry.node == *node),
@@ -56,8 +58,17 @@ impl Index {
         }
     }
 
-    pub fn has_service(&self, id: &NamespacedName) -> bool {
-        self.objects.services.contains_key(id)
+    /// Services that a TrafficPolicy names and that are not there, and whether that is all that it asks for.
+    pub fn missing_targets(&self, object: &ObjectKey) -> (Vec<String>, bool) {
+        let policy = self.objects.traffic.get(&object.id).filter(|_| object.kind == Kind::TrafficPolicy);
+        let Some(own) = policy else { return (Vec::new(), false) };
+        let named = own.policy.services.iter().filter_map(|name| {
+            let id = NamespacedName { namespace: object.id.namespace.clone(), name: name.clone() };
+            (!self.objects.services.contains_key(&id)).then(|| id.to_string())
+        });
+        let missing: Vec<String> = named.collect();
+        let all = !missing.is_empty() && missing.len() == own.policy.services.len() && own.inbound.is_none();
+        (missing, all)
     }
 
     /// The TrafficPolicy that clients follow in place of this one, and whether for all of its Services: of policies that

@@ -2,15 +2,17 @@
 
 use serde::Serialize;
 
-use super::Index;
+use super::{Index, NotAccepted};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteStatus {
+    /// `HTTPRoute`, `GRPCRoute`.
+    pub kind: &'static str,
     pub route: String,
     pub parent: String,
     pub accepted: bool,
     pub resolved_refs: bool,
-    /// `Accepted`, `NoMatchingParent`, `BackendNotFound`.
+    /// `Accepted`, or why it is not, or why its references are not resolved.
     pub reason: &'static str,
     pub message: String,
 }
@@ -19,30 +21,22 @@ impl Index {
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let mut statuses = Vec::new();
         for route in self.objects.routes.values() {
-            let missing = route
-                .rules
-                .iter()
-                .flat_map(|rule| &rule.backends)
-                .find(|b| b.invalid || !self.has_port(&b.service, b.port))
-                .map(|b| format!("backend {}:{} cannot be resolved", b.service, b.port));
+            let unresolved = self.unresolved(route);
             for parent in &route.parents {
-                let accepted = match parent.port {
-                    Some(port) => self.has_port(&parent.service, port),
-                    None => self.objects.services.contains_key(&parent.service),
-                };
-                let (reason, message) = match &missing {
-                    _ if !accepted => {
-                        ("NoMatchingParent", format!("no Service {} with this port", parent.service))
-                    }
-                    Some(message) => ("BackendNotFound", message.clone()),
-                    None => ("Accepted", String::new()),
+                let attached = self.attached(route.kind, &route.id.namespace, parent);
+                let accepted = attached.is_ok();
+                let (reason, message) = match (attached, &unresolved) {
+                    (Err(NotAccepted { reason, message }), _) => (reason, message),
+                    (Ok(_), Some((reason, message))) => (*reason, message.clone()),
+                    (Ok(message), None) => ("Accepted", message),
                 };
                 let port = parent.port.map(|port| format!(":{port}")).unwrap_or_default();
                 statuses.push(RouteStatus {
+                    kind: route.kind.name(),
                     route: route.id.to_string(),
                     parent: format!("{}{port}", parent.service),
                     accepted,
-                    resolved_refs: missing.is_none(),
+                    resolved_refs: unresolved.is_none(),
                     reason,
                     message,
                 });

@@ -287,6 +287,83 @@ fn a_route_to_what_is_missing_says_so() {
     assert_eq!(index.route_statuses()[0].reason, "NoMatchingParent");
 }
 
+const GRPC: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: own, namespace: shop}\nspec:\n  \
+    parentRefs:\n  - {group: '', kind: Service, name: backend, port: 80}\n  rules:\n  - matches: [{method: {service: a.Greeter}}]\n    \
+    backendRefs: [{name: backend, port: 80}]\n---\n";
+const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: shop}\nspec:\n  \
+    from: [{group: gateway.networking.k8s.io, kind: GRPCRoute, namespace: plain}]\n  to: [{group: '', kind: Service}]\n---\n";
+
+fn sent_route(index: &Index, node: &str, key: &ResourceKey) -> v1::HttpRoute {
+    match index.wanted(node, key).unwrap().wire.body.clone() {
+        Some(v1::resource::Body::HttpRoute(route) | v1::resource::Body::GrpcRoute(route)) => route,
+        other => panic!("not a route: {other:?}"),
+    }
+}
+
+#[test]
+fn routes_of_both_kinds_may_have_one_name_and_the_grpc_route_comes_first() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    let changes = index.apply(objects(GRPC).into_iter().map(Event::Apply).collect());
+    let key = ResourceKey::GrpcRoute("shop/own".parse().unwrap());
+    assert_eq!(changes.everywhere, [key.clone()].into());
+    assert_eq!(index.all_keys("n1").iter().filter(|key| format!("{key:?}").contains("own")).count(), 2);
+    assert_eq!(sent_route(&index, "n1", &key).rules[0].matches.len(), 1);
+    let status = |index: &Index, kind: &str| {
+        let statuses = index.route_statuses();
+        let found = statuses.iter().find(|status| status.kind == kind && status.route == "shop/own").unwrap();
+        (found.accepted, found.reason, found.message.clone())
+    };
+    assert_eq!(status(&index, "GRPCRoute"), (true, "Accepted", String::new()));
+    let (accepted, reason, message) = status(&index, "HTTPRoute");
+    assert_eq!((accepted, reason), (false, "Conflicted"));
+    assert!(message.contains("GRPCRoute shop/own"), "{message}");
+    // Another port stays the HTTPRoute's; other clients' routes are no conflict.
+    let more = SERVICE.replace("targetPort: web}", "targetPort: web}\n  - {name: more, port: 81}");
+    index.apply(objects(&more).into_iter().map(Event::Apply).collect());
+    let (accepted, _, message) = status(&index, "HTTPRoute");
+    assert!(accepted && message.contains("port 80"), "{message}");
+    let consumers = index.route_statuses().into_iter().find(|status| status.route == "other/mine").unwrap();
+    assert!(consumers.accepted && consumers.message.is_empty());
+    let changes = index.apply(vec![Event::Delete(objects(GRPC)[0].key())]);
+    assert_eq!(changes.everywhere, [key].into());
+    assert_eq!(status(&index, "HTTPRoute"), (true, "Accepted", String::new()));
+}
+
+#[test]
+fn a_grant_opens_a_backend_of_another_namespace_and_its_end_closes_it() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    // A route of `plain` for a Service of its own, with a backend and a mirror in `shop`.
+    let own = SERVICE.replace("namespace: shop", "namespace: plain").replace("10.96.0.1", "10.96.0.2");
+    let route = GRPC.replace("namespace: shop}", "namespace: plain}").replace(
+        "backendRefs: [{name",
+        "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: backend, namespace: \
+            shop, port: 80}}}]\n    backendRefs: [{namespace: shop, name",
+    );
+    index.apply(objects(&(own + &route)).into_iter().map(Event::Apply).collect());
+    let key = ResourceKey::GrpcRoute("plain/own".parse().unwrap());
+    let open = |index: &Index| {
+        let route = sent_route(index, "n1", &key);
+        let status = index.route_statuses().into_iter().find(|status| status.route == "plain/own").unwrap();
+        (
+            !route.rules[0].backends[0].invalid,
+            route.rules[0].filters.len(),
+            status.resolved_refs,
+            status.reason,
+        )
+    };
+    assert_eq!(open(&index), (false, 0, false, "RefNotPermitted"));
+    let other = GRANT.replace("GRPCRoute", "HTTPRoute");
+    assert!(index.apply(objects(&other).into_iter().map(Event::Apply).collect()).is_empty());
+    let changes = index.apply(objects(GRANT).into_iter().map(Event::Apply).collect());
+    assert_eq!(changes.everywhere, [key.clone()].into());
+    assert_eq!(open(&index), (true, 1, true, "Accepted"));
+    let changes = index.apply(vec![Event::Delete(objects(GRANT)[0].key())]);
+    assert_eq!(changes.everywhere, [key.clone()].into());
+    assert_eq!(open(&index), (false, 0, false, "RefNotPermitted"));
+}
+
 /// Everything that can be seen from outside, versions included.
 fn seen(index: &Index) -> Vec<(String, String, u64)> {
     let mut seen = Vec::new();
@@ -304,8 +381,10 @@ proptest! {
 
     /// Whatever the order, with objects changed, deleted and put back on the way: as if built anew.
     #[test]
-    fn any_order_of_events_ends_the_same(steps in proptest::collection::vec((0usize..13, 0u8..3), 0..60)) {
-        let world = world();
+    fn any_order_of_events_ends_the_same(steps in proptest::collection::vec((0usize..15, 0u8..3), 0..60)) {
+        let mut world = world();
+        let far = GRPC.replace("namespace: shop}", "namespace: plain}").replace("[{name", "[{namespace: shop, name");
+        world.extend(objects(&(far.clone() + GRANT)));
         let variants: Vec<Vec<Object>> = [
             ("web", "web"), ("app: backend", "app: frontend"), ("enabled", "disabled"),
         ].iter().map(|_| world.clone()).collect();
@@ -317,6 +396,7 @@ proptest! {
             POLICY.replace("app: backend", "app: frontend"), CONSUMER.replace("1s", "2s"),
             PERMISSIVE.replace("app: backend", "app: frontend"), SLICE.replace("9090", "9091"),
             CONSUMER.replace("name: mine, namespace: other", "name: own, namespace: shop"),
+            far.replace("a.Greeter", "b.Greeter"), GRANT.replace("GRPCRoute", "HTTPRoute"),
         ].concat());
         let mut incremental = index();
         let mut held: BTreeMap<ObjectKey, Object> = BTreeMap::new();

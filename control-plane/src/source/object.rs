@@ -2,14 +2,14 @@
 //!
 //! A value that exists is valid; a source refuses or reports the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use weft_proto::identity::{NamespacedName, PodUid};
-use weft_proto::model::{AppProtocol, AuthorizationPolicy, HttpRoute, InboundMode, TrafficPolicy};
+use weft_proto::model::{AppProtocol, AuthorizationPolicy, HttpRoute, InboundMode, RouteKind, TrafficPolicy};
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -22,13 +22,15 @@ pub enum Kind {
     Service,
     EndpointSlice,
     HttpRoute,
+    GrpcRoute,
+    ReferenceGrant,
     AuthorizationPolicy,
     TrafficPolicy,
     JoinToken,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -36,6 +38,8 @@ impl Kind {
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::ReferenceGrant,
         Self::AuthorizationPolicy,
         Self::TrafficPolicy,
         Self::JoinToken,
@@ -49,10 +53,28 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
-            Self::HttpRoute => "HTTPRoute",
+            Self::HttpRoute => RouteKind::Http.name(),
+            Self::GrpcRoute => RouteKind::Grpc.name(),
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::JoinToken => "Secret",
+        }
+    }
+
+    pub fn of_route(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Http => Self::HttpRoute,
+            RouteKind::Grpc => Self::GrpcRoute,
+        }
+    }
+
+    /// None: no route.
+    pub fn route(self) -> Option<RouteKind> {
+        match self {
+            Self::HttpRoute => Some(RouteKind::Http),
+            Self::GrpcRoute => Some(RouteKind::Grpc),
+            _ => None,
         }
     }
 }
@@ -81,7 +103,9 @@ pub enum Object {
     Pod(Arc<Pod>),
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
+    /// Of either kind.
     HttpRoute(Arc<HttpRoute>),
+    ReferenceGrant(Arc<ReferenceGrant>),
     AuthorizationPolicy(Arc<AuthorizationPolicyObject>),
     TrafficPolicy(Arc<TrafficPolicyObject>),
     JoinToken(Arc<JoinToken>),
@@ -96,7 +120,8 @@ impl Object {
             Self::Pod(o) => (Kind::Pod, &o.id),
             Self::Service(o) => (Kind::Service, &o.id),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.id),
-            Self::HttpRoute(o) => (Kind::HttpRoute, &o.id),
+            Self::HttpRoute(o) => (Kind::of_route(o.kind), &o.id),
+            Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.id),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, &o.policy.id),
             Self::TrafficPolicy(o) => (Kind::TrafficPolicy, &o.policy.id),
             Self::JoinToken(o) => (Kind::JoinToken, &o.id),
@@ -203,6 +228,24 @@ pub struct PodReference {
 impl PodReference {
     pub fn is(&self, pod: &Pod) -> bool {
         self.id == pod.id && self.uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+    }
+}
+
+/// Lets routes of other namespaces send requests to Services of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReferenceGrant {
+    pub id: NamespacedName,
+    /// Kinds of routes and their namespaces.
+    pub from: BTreeSet<(RouteKind, Arc<str>)>,
+    /// None: every Service of the namespace.
+    pub services: Option<BTreeSet<Arc<str>>>,
+}
+
+impl ReferenceGrant {
+    /// Whether a route of this kind and namespace may send requests to a Service of the grant's namespace.
+    pub fn permits(&self, kind: RouteKind, from: &Arc<str>, service: &Arc<str>) -> bool {
+        self.from.contains(&(kind, from.clone()))
+            && self.services.as_ref().is_none_or(|services| services.contains(service))
     }
 }
 

@@ -16,9 +16,11 @@ pub struct Subject {
     pub resource_version: String,
     /// Why this generation cannot be used.
     pub refused: Option<String>,
+    /// What of it is passed over.
+    pub warnings: Vec<String>,
     /// `spec.parentRefs` of a route, as written.
     pub parents: Vec<Value>,
-    /// Every `backendRefs` entry of a route.
+    /// Every `backendRefs` entry of a route, and the `backendRef` of every mirror.
     pub backends: Vec<Value>,
     /// As it stands.
     pub status: Value,

@@ -27,7 +27,6 @@ use self::conditions::Nodes;
 use self::replicas::{Have, Replicas};
 use crate::source::ObjectKey;
 use crate::source::kubernetes::resource_of;
-use crate::source::object::Kind;
 use crate::source::subjects::Subject;
 use crate::world::World;
 
@@ -167,8 +166,8 @@ impl Writer {
         let nodes = Nodes { have: own.have + more, need: own.need };
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let index = self.world.index.read();
-        if key.kind == Kind::HttpRoute {
-            let parents = route::parents(&index, &key.id, subject, nodes, &now);
+        if let Some(kind) = key.kind.route() {
+            let parents = route::parents(&index, kind, &key.id, subject, nodes, &now);
             let none = Value::Array(Vec::new());
             let standing = subject.status.get("parents").unwrap_or(&none);
             return (parents != *standing).then(|| json!({ "parents": parents }));

@@ -8,6 +8,8 @@ use crate::source::ObjectKey;
 use crate::source::subjects::Subject;
 
 pub(super) fn status(index: &Index, key: &ObjectKey, subject: &Subject, nodes: Nodes, now: &str) -> Value {
+    let (missing, all) = index.missing_targets(key);
+    let nowhere = format!("there is no Service {}", missing.join(", "));
     let accepted = match (&subject.refused, index.shadowed_by(key)) {
         (Some(refused), _) => Condition::new(ACCEPTED, false, "Invalid", refused.clone()),
         (None, Some((by, true))) => Condition::new(
@@ -22,6 +24,8 @@ pub(super) fn status(index: &Index, key: &ObjectKey, subject: &Subject, nodes: N
             "Accepted",
             format!("for some of its Services TrafficPolicy {} comes first", by.name),
         ),
+        (None, None) if all => Condition::new(ACCEPTED, false, "TargetNotFound", nowhere),
+        (None, None) if !missing.is_empty() => Condition::new(ACCEPTED, true, "Accepted", nowhere),
         (None, None) => Condition::new(ACCEPTED, true, "Accepted", ""),
     };
     let wanted = [accepted, programmed("Programmed", subject.refused.is_some(), nodes)];

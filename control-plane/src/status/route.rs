@@ -1,10 +1,11 @@
-//! `status.parents` of an HTTPRoute, with the Gateway API's conditions and reasons. Pure.
+//! `status.parents` of a route, with the Gateway API's conditions and reasons. Pure.
 
 use serde_json::{Value, json};
 use weft_proto::identity::NamespacedName;
+use weft_proto::model::{ParentRef, RouteKind};
 
 use super::conditions::{ACCEPTED, Condition, Nodes, RESOLVED_REFS, onto, programmed};
-use crate::index::Index;
+use crate::index::{Index, NotAccepted, Referrer};
 use crate::source::subjects::Subject;
 
 pub(super) const CONTROLLER: &str = "weft.dev/mesh-controller";
@@ -18,6 +19,10 @@ fn port(reference: &Value) -> Option<u16> {
     reference.get("port").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())
 }
 
+fn is_service_parent(reference: &Value) -> bool {
+    is_service(reference, "gateway.networking.k8s.io", "Gateway")
+}
+
 fn is_service(reference: &Value, group: &str, kind: &str) -> bool {
     matches!(field(reference, "group").unwrap_or(group), "" | "core")
         && field(reference, "kind").unwrap_or(kind) == "Service"
@@ -29,8 +34,14 @@ fn target(reference: &Value, namespace: &str) -> Option<NamespacedName> {
 }
 
 /// None: a parent of another controller's.
-fn accepted(index: &Index, id: &NamespacedName, subject: &Subject, parent: &Value) -> Option<Condition> {
-    if !is_service(parent, "gateway.networking.k8s.io", "Gateway") {
+fn accepted(
+    index: &Index,
+    kind: RouteKind,
+    id: &NamespacedName,
+    subject: &Subject,
+    parent: &Value,
+) -> Option<Condition> {
+    if !is_service_parent(parent) {
         return None;
     }
     if let Some(refused) = &subject.refused {
@@ -40,21 +51,24 @@ fn accepted(index: &Index, id: &NamespacedName, subject: &Subject, parent: &Valu
         let message = "sectionName has no meaning for a Service; use port";
         return Some(Condition::new(ACCEPTED, false, "UnsupportedValue", message));
     }
-    let service = target(parent, &id.namespace)?;
-    let message = if !index.has_service(&service) {
-        format!("there is no Service {service}")
-    } else if port(parent).is_some_and(|port| !index.has_port(&service, port)) {
-        format!("Service {service} has no such port")
-    } else {
-        return Some(Condition::new(ACCEPTED, true, "Accepted", ""));
-    };
-    Some(Condition::new(ACCEPTED, false, "NoMatchingParent", message))
+    let parent = ParentRef { service: target(parent, &id.namespace)?, port: port(parent) };
+    Some(match index.attached(kind, &id.namespace, &parent) {
+        Err(NotAccepted { reason, message }) => Condition::new(ACCEPTED, false, reason, message),
+        Ok(but) => {
+            let said = subject.warnings.iter().cloned().chain((!but.is_empty()).then_some(but));
+            Condition::new(ACCEPTED, true, "Accepted", said.collect::<Vec<_>>().join("; "))
+        }
+    })
 }
 
-fn resolved(index: &Index, id: &NamespacedName, subject: &Subject) -> Condition {
+fn resolved(index: &Index, kind: RouteKind, id: &NamespacedName, subject: &Subject) -> Condition {
     if subject.refused.is_some() {
         return Condition::new(RESOLVED_REFS, None, "Pending", "the route is not accepted");
     }
+    let is_parent = |parent: &&Value| is_service_parent(parent) && field(parent, "sectionName").is_none();
+    let parents = subject.parents.iter().filter(is_parent);
+    let of_parents = parents.filter_map(|parent| Some(target(parent, &id.namespace)?.namespace)).collect();
+    let from = Referrer { kind, namespace: id.namespace.clone(), of_parents };
     for backend in &subject.backends {
         let name = field(backend, "name").unwrap_or_default();
         let no = |reason, message| Condition::new(RESOLVED_REFS, false, reason, message);
@@ -64,11 +78,9 @@ fn resolved(index: &Index, id: &NamespacedName, subject: &Subject) -> Condition 
         let Some(service) = target(backend, &id.namespace) else {
             return no("BackendNotFound", format!("{name:?} is not a name of a Service"));
         };
-        if service.namespace != id.namespace {
-            return no("RefNotPermitted", format!("backend {service} is in another namespace"));
-        }
-        if !port(backend).is_some_and(|port| index.has_port(&service, port)) {
-            return no("BackendNotFound", format!("there is no Service {service} with this port"));
+        let port = port(backend).unwrap_or(0);
+        if let Err(unresolved) = index.resolve(&from, &service, port) {
+            return no(unresolved.reason(), unresolved.message(&service, port));
         }
     }
     Condition::new(RESOLVED_REFS, true, "ResolvedRefs", "")
@@ -77,6 +89,7 @@ fn resolved(index: &Index, id: &NamespacedName, subject: &Subject) -> Condition 
 /// The whole of `status.parents`: other controllers' as they are, in their places, then ours.
 pub(super) fn parents(
     index: &Index,
+    kind: RouteKind,
     id: &NamespacedName,
     subject: &Subject,
     nodes: Nodes,
@@ -86,7 +99,7 @@ pub(super) fn parents(
     let ours = |entry: &Value| field(entry, "controllerName") == Some(CONTROLLER);
     let mut written: Vec<Value> = existing.iter().filter(|entry| !ours(entry)).cloned().collect();
     for parent in &subject.parents {
-        let Some(accepted) = accepted(index, id, subject, parent) else { continue };
+        let Some(accepted) = accepted(index, kind, id, subject, parent) else { continue };
         let programmed = if accepted.holds == Some(true) {
             programmed(PROGRAMMED, false, nodes)
         } else if subject.refused.is_some() {
@@ -96,7 +109,7 @@ pub(super) fn parents(
         };
         let old = existing.iter().find(|entry| ours(entry) && entry.get("parentRef") == Some(parent));
         let old = old.and_then(|entry| entry.get("conditions")).unwrap_or(&Value::Null);
-        let wanted = [accepted, resolved(index, id, subject), programmed];
+        let wanted = [accepted, resolved(index, kind, id, subject), programmed];
         written.push(json!({
             "parentRef": parent,
             "controllerName": CONTROLLER,

@@ -40,8 +40,9 @@ fn cached(file: &str) -> PathBuf {
     path
 }
 
-fn gateway_api() -> PathBuf {
-    cached("cluster-tools/gateway-api-1.6.3/standard/gateway.networking.k8s.io_httproutes.yaml")
+/// The CRD of one kind, by its plural.
+pub(super) fn gateway_api(kind: &str) -> PathBuf {
+    cached(&format!("cluster-tools/gateway-api-1.6.3/standard/gateway.networking.k8s.io_{kind}.yaml"))
 }
 
 pub(super) fn api_of(client: &Client, object: &DynamicObject) -> Api<DynamicObject> {
@@ -130,7 +131,7 @@ pub(super) fn label(mesh: &str) -> String {
 }
 
 /// A running control plane; all of one API server have the same authority.
-async fn control(server: &ApiServer) -> Running {
+pub(super) async fn control(server: &ApiServer) -> Running {
     let admin = tempfile::tempdir().unwrap().keep().join("admin.sock");
     let settings = Settings::parse_from([
         "weft-control".to_owned(),
@@ -213,7 +214,7 @@ async fn a_cluster_reaches_the_nodes_and_its_status_comes_back() {
     // A CRD that is not installed is named; installed, it is followed without a restart.
     let warned = control.world.report.borrow().warnings.clone();
     assert!(warned[0].to_string().contains("httproutes.gateway.networking.k8s.io"), "{warned:?}");
-    install(&client, &gateway_api()).await;
+    install(&client, &gateway_api("httproutes")).await;
     apply(&client, ROUTE).await.unwrap();
     node.until("shop/split").await;
     let have = ("weft.dev/Programmed", "False", "1 of 2 nodes have it");

@@ -9,4 +9,5 @@ mod identity;
 mod node;
 mod outages;
 mod proxy;
+mod routes;
 mod schema;

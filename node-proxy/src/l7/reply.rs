@@ -26,8 +26,10 @@ pub(super) fn status_of(reason: CloseReason) -> StatusCode {
     }
 }
 
-fn grpc_status_of(status: StatusCode) -> u32 {
+fn grpc_status_of(status: StatusCode, reason: CloseReason) -> u32 {
     match status.as_u16() {
+        // The Gateway API wants UNAVAILABLE where it wants 500 of HTTP: for a backend that cannot be resolved.
+        500 if reason == CloseReason::NoEndpoints => 14,
         403 => 7,
         404 => 12,
         504 => 4,
@@ -48,7 +50,7 @@ pub(super) fn local(
     let headers = response.headers_mut();
     headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
     if grpc {
-        let number = grpc_status_of(status);
+        let number = grpc_status_of(status, reason);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(number));
         let printable: String = text

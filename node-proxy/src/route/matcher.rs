@@ -22,6 +22,7 @@ enum Path {
     Exact(Arc<str>),
     Prefix(Arc<str>),
     Regex(Regex),
+    Grpc { service: Option<Value>, method: Option<Value> },
 }
 
 #[derive(Debug)]
@@ -51,16 +52,37 @@ fn whole(pattern: &Pattern) -> Regex {
     Regex::new(&format!("^(?:{})$", pattern.0.as_str())).unwrap_or_else(|_| pattern.0.clone())
 }
 
-/// The larger goes first.
-pub(super) type Precedence = (PathKind, usize, bool, usize, usize);
+/// The larger goes first. Routes of different kinds are never compared.
+pub(super) type Precedence = (Specificity, bool, usize, usize);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum PathKind {
+pub(super) enum Specificity {
     /// `/` and no other condition. Below a regular expression, which otherwise could never match.
     CatchAll,
     Regex,
-    Prefix,
-    Exact,
+    Prefix(usize),
+    Exact(usize),
+    /// Of the service, then of the method.
+    Grpc(Named, Named),
+}
+
+/// How much of a name is given, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Named {
+    Any,
+    /// Says less than any name.
+    Regex,
+    Exact(usize),
+}
+
+impl Named {
+    fn of(value: Option<&Value>) -> Self {
+        match value {
+            None => Self::Any,
+            Some(Value::Regex(_)) => Self::Regex,
+            Some(Value::Exact(name)) => Self::Exact(name.chars().count()),
+        }
+    }
 }
 
 impl Matcher {
@@ -70,6 +92,10 @@ impl Matcher {
             Some(PathMatch::Exact(path)) => Path::Exact(Arc::clone(path)),
             Some(PathMatch::Prefix(path)) => Path::Prefix(Arc::clone(path)),
             Some(PathMatch::Regex(pattern)) => Path::Regex(whole(pattern)),
+            Some(PathMatch::Grpc(call)) => Path::Grpc {
+                service: call.service.as_ref().map(Value::new),
+                method: call.method.as_ref().map(Value::new),
+            },
         };
         // Of entries with the same name only the first counts, as the specification says.
         let mut headers: Vec<(HeaderName, Value)> = Vec::new();
@@ -89,19 +115,22 @@ impl Matcher {
 
     pub(super) fn precedence(&self) -> Precedence {
         let bare = self.method.is_none() && self.headers.is_empty() && self.query.is_empty();
-        let (kind, length) = match &self.path {
-            Path::Exact(path) => (PathKind::Exact, path.chars().count()),
-            Path::Prefix(path) if bare && matches!(&**path, "" | "/") => (PathKind::CatchAll, 0),
-            Path::Prefix(path) => (PathKind::Prefix, path.trim_end_matches('/').chars().count()),
-            Path::Regex(_) => (PathKind::Regex, 0),
+        let specificity = match &self.path {
+            Path::Exact(path) => Specificity::Exact(path.chars().count()),
+            Path::Prefix(path) if bare && matches!(&**path, "" | "/") => Specificity::CatchAll,
+            Path::Prefix(path) => Specificity::Prefix(path.trim_end_matches('/').chars().count()),
+            Path::Regex(_) => Specificity::Regex,
+            Path::Grpc { service, method } => {
+                Specificity::Grpc(Named::of(service.as_ref()), Named::of(method.as_ref()))
+            }
         };
-        (kind, length, self.method.is_some(), self.headers.len(), self.query.len())
+        (specificity, self.method.is_some(), self.headers.len(), self.query.len())
     }
 
     pub(super) fn prefix(&self) -> Option<&Arc<str>> {
         match &self.path {
             Path::Prefix(prefix) => Some(prefix),
-            Path::Exact(_) | Path::Regex(_) => None,
+            Path::Exact(_) | Path::Regex(_) | Path::Grpc { .. } => None,
         }
     }
 
@@ -117,8 +146,18 @@ impl Matcher {
             Path::Exact(want) => **want == *path,
             Path::Prefix(prefix) => has_prefix(path, prefix),
             Path::Regex(pattern) => pattern.is_match(path),
+            Path::Grpc { service, method } => called(path).is_some_and(|(called, on)| {
+                service.as_ref().is_none_or(|want| want.matches(called))
+                    && method.as_ref().is_none_or(|want| want.matches(on))
+            }),
         }
     }
+}
+
+/// Service and method of a gRPC call.
+fn called(path: &str) -> Option<(&str, &str)> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
 }
 
 /// By element: `/a` is a prefix of `/a` and `/a/b`, not of `/ab`.

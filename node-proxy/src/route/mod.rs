@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use weft_proto::identity::NamespacedName;
-use weft_proto::model::{Backend, HttpMatch, HttpRoute, HttpRule, ParentRef};
+use weft_proto::model::{Backend, HttpMatch, HttpRoute, HttpRule, ParentRef, RouteKind};
 
 use matcher::Matcher;
 
@@ -23,9 +23,10 @@ pub struct RouteTable {
     groups: Vec<Group>,
 }
 
-/// Routes for the same clients.
+/// Routes of one kind for the same clients.
 #[derive(Debug)]
 struct Group {
+    kind: RouteKind,
     /// The namespace that these routes are for; None: the Service's own (producer) routes, for everybody else.
     clients: Option<Arc<str>>,
     /// The ports for which there is a route at all, even one without a rule.
@@ -123,8 +124,9 @@ impl RouteTable {
         for route in routes {
             let Some(ports) = Ports::of(&route.parents, service) else { continue };
             let clients = (route.id.namespace != service.namespace).then(|| Arc::clone(&route.id.namespace));
-            let at = groups.iter().position(|group| group.clients == clients).unwrap_or_else(|| {
-                groups.push(Group { clients, ports: Vec::new(), candidates: Vec::new() });
+            let same = |group: &Group| group.kind == route.kind && group.clients == clients;
+            let at = groups.iter().position(same).unwrap_or_else(|| {
+                groups.push(Group { kind: route.kind, clients, ports: Vec::new(), candidates: Vec::new() });
                 groups.len() - 1
             });
             groups[at].add(route, &ports);
@@ -133,6 +135,8 @@ impl RouteTable {
             // Stable: among equals the older route, its earlier rule and that rule's earlier match stay first.
             group.candidates.sort_by_key(|candidate| Reverse(candidate.matcher.precedence()));
         }
+        // Where both kinds are attached to a port only the one found first counts, as the Gateway API says.
+        groups.sort_by_key(|group| group.kind);
         Self { groups }
     }
 

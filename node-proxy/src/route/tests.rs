@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use regex::Regex;
 use weft_proto::identity::NamespacedName;
 use weft_proto::model::{
-    Backend, HeaderModifier, HttpFilter, HttpMatch, HttpRoute, HttpRule, ParentRef, PathMatch, PathModifier,
-    Pattern, Timeouts, ValueMatch,
+    Backend, GrpcMethodMatch, HeaderModifier, HttpFilter, HttpMatch, HttpRoute, HttpRule, ParentRef,
+    PathMatch, PathModifier, Pattern, RouteKind, Timeouts, ValueMatch,
 };
 
 use super::filter::{Origin, modify, redirect, rewrite};
@@ -30,7 +30,7 @@ fn rule(name: &str, matches: Vec<HttpMatch>) -> Arc<HttpRule> {
 
 fn route(name: &str, created_unix_s: i64, port: Option<u16>, rules: Vec<Arc<HttpRule>>) -> Arc<HttpRoute> {
     let parents = vec![ParentRef { service: id("shop/backend"), port }];
-    Arc::new(HttpRoute { id: id(name), created_unix_s, parents, rules })
+    Arc::new(HttpRoute { kind: RouteKind::Http, id: id(name), created_unix_s, parents, rules })
 }
 
 fn exact(path: &str) -> HttpMatch {
@@ -177,6 +177,98 @@ fn consumer_routes_replace_the_producers_for_their_namespace_and_port() {
     assert_eq!(ask("client", 80, "/only"), "consumer");
     assert_eq!(ask("client", 80, "/else"), "404");
     assert_eq!(ask("client", 81, "/only"), "producer");
+}
+
+fn grpc_route(name: &str, port: Option<u16>, rules: Vec<Arc<HttpRule>>) -> Arc<HttpRoute> {
+    Arc::new(HttpRoute { kind: RouteKind::Grpc, ..(*route(name, 0, port, rules)).clone() })
+}
+
+/// A name that starts with `~` is a regular expression.
+fn call(service: &str, method: &str) -> HttpMatch {
+    let value = |text: &str| match text.strip_prefix('~') {
+        _ if text.is_empty() => None,
+        Some(pattern) => Some(ValueMatch::Regex(Pattern(Regex::new(pattern).unwrap()))),
+        None => Some(ValueMatch::Exact(text.into())),
+    };
+    let wanted = GrpcMethodMatch { service: value(service), method: value(method) };
+    HttpMatch { path: Some(PathMatch::Grpc(wanted)), ..HttpMatch::default() }
+}
+
+#[test]
+fn grpc_calls_are_matched_by_service_and_method() {
+    for (m, path, want) in [
+        (call("a.Greeter", "Hello"), "/a.Greeter/Hello", true),
+        (call("a.Greeter", "Hello"), "/a.Greeter/hello", false),
+        (call("a.Greeter", ""), "/a.Greeter/Anything", true),
+        (call("a.Greeter", ""), "/a.GreeterX/Hello", false),
+        (call("a.Greeter", ""), "/a.Greeter", false),
+        (call("a.Greeter", ""), "/a.Greeter/Hello/more", false),
+        (call("", "Hello"), "/any.Service/Hello", true),
+        (call("", "Hello"), "/any.Service/Hellos", false),
+        (call("~a[.].*", "~He.*"), "/a.Greeter/Hello", true),
+        (call("~a", ""), "/ab/Hello", false),
+        (call("~a|b", "~c|d"), "/b/c", true),
+        (HttpMatch::default(), "/any.Service/Hello", true),
+        (header(call("a", ""), "x-a", "1"), "/a/b", true),
+        (header(call("a", ""), "x-a", "2"), "/a/b", false),
+    ] {
+        let table = RouteTable::compile(
+            &id("shop/backend"),
+            &[grpc_route("shop/r", None, vec![rule("hit", vec![m.clone()])])],
+        );
+        assert_eq!(get(&table, path), if want { "hit" } else { "404" }, "{m:?} {path}");
+    }
+}
+
+#[test]
+fn of_grpc_rules_the_service_then_the_method_then_the_headers_decide() {
+    // From the weakest to the strongest; all match the request.
+    let ladder = [
+        HttpMatch::default(),
+        header(HttpMatch::default(), "x-a", "1"),
+        call("", "~H.*"),
+        call("", "Hello"),
+        call("~a[.].*", ""),
+        header(call("~a[.].*", ""), "x-a", "1"),
+        call("~a[.].*", "Hello"),
+        call("a.Greeter", ""),
+        header(call("a.Greeter", ""), "x-a", "1"),
+        call("a.Greeter", "~H.*"),
+        call("a.Greeter", "Hello"),
+        header(call("a.Greeter", "Hello"), "x-a", "1"),
+    ];
+    for strongest in 1..ladder.len() {
+        for reversed in [false, true] {
+            let named = ladder[..=strongest].iter().enumerate();
+            let mut rules: Vec<_> = named.map(|(n, m)| rule(&n.to_string(), vec![m.clone()])).collect();
+            if reversed {
+                rules.reverse();
+            }
+            let table = RouteTable::compile(&id("shop/backend"), &[grpc_route("shop/r", None, rules)]);
+            assert_eq!(get(&table, "/a.Greeter/Hello"), strongest.to_string());
+        }
+    }
+}
+
+#[test]
+fn where_both_kinds_are_attached_to_a_port_only_grpc_routes_count() {
+    let http = route("shop/same", 0, None, vec![rule("http", vec![])]);
+    let grpc = grpc_route("shop/same", Some(80), vec![rule("grpc", vec![call("a", "")])]);
+    let consumer =
+        HttpRoute { id: id("client/own"), ..(*route("x/x", 9, Some(80), vec![rule("own", vec![])])).clone() };
+    let routes = [http, grpc, Arc::new(consumer)];
+    let none = HeaderMap::new();
+    for routes in [routes.to_vec(), routes.iter().rev().cloned().collect()] {
+        let table = RouteTable::compile(&id("shop/backend"), &routes);
+        let ask = |client: &str, port, path: &str| ask(&table, client, port, &Method::POST, path, &none);
+        assert_eq!(ask("shop", 80, "/a/b"), "grpc");
+        // Not merged: what no GRPCRoute takes is not the HTTPRoute's.
+        assert_eq!(ask("shop", 80, "/b/b"), "404");
+        assert_eq!(ask("shop", 81, "/b/b"), "http");
+        // A consumer's route replaces the producer's of whatever kind.
+        assert_eq!(ask("client", 80, "/a/b"), "own");
+        assert_eq!(ask("client", 81, "/a/b"), "http");
+    }
 }
 
 #[test]

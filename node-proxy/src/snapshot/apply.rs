@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
-    Endpoint, HttpRoute, Resource, ResourceKey, Revision, Service, TrafficPolicy, Version, Workload,
+    Endpoint, HttpRoute, Resource, ResourceKey, Revision, RouteKind, Service, TrafficPolicy, Version,
+    Workload,
 };
 
-use super::{ServiceEntry, ServiceParts, Snapshot};
+use super::{RouteName, ServiceEntry, ServiceParts, Snapshot};
 use crate::route::RouteTable;
 
 /// One resource that is new, other, or gone.
@@ -69,8 +70,8 @@ impl Snapshot {
                 self.set_endpoint(&id, ip, Some(endpoint), touched);
             }
             Resource::HttpRoute(route) => {
-                let id = route.id.clone();
-                self.set_route(&id, Some(&route), touched);
+                let name = (route.id.clone(), route.kind);
+                self.set_route(&name, Some(&route), touched);
             }
             Resource::AuthorizationPolicy(policy) => {
                 self.authorization_policies.insert(policy.id.clone(), policy);
@@ -88,7 +89,8 @@ impl Snapshot {
             ResourceKey::Workload(uid) => self.remove_workload(uid),
             ResourceKey::Service(id) => self.set_service(id, None, touched),
             ResourceKey::Endpoint { service, ip } => self.set_endpoint(service, *ip, None, touched),
-            ResourceKey::HttpRoute(id) => self.set_route(id, None, touched),
+            ResourceKey::HttpRoute(id) => self.set_route(&(id.clone(), RouteKind::Http), None, touched),
+            ResourceKey::GrpcRoute(id) => self.set_route(&(id.clone(), RouteKind::Grpc), None, touched),
             ResourceKey::AuthorizationPolicy(id) => {
                 self.authorization_policies.remove(id);
             }
@@ -178,10 +180,10 @@ impl Snapshot {
         touched.services.insert(id.clone());
     }
 
-    fn set_route(&mut self, id: &NamespacedName, route: Option<&Arc<HttpRoute>>, touched: &mut Touched) {
+    fn set_route(&mut self, name: &RouteName, route: Option<&Arc<HttpRoute>>, touched: &mut Touched) {
         let old = match route {
-            Some(route) => self.routes.insert(id.clone(), Arc::clone(route)),
-            None => self.routes.remove(id),
+            Some(route) => self.routes.insert(name.clone(), Arc::clone(route)),
+            None => self.routes.remove(name),
         };
         let parents_of = |route: Option<&Arc<HttpRoute>>| -> BTreeSet<NamespacedName> {
             route.iter().flat_map(|route| route.parents.iter().map(|parent| parent.service.clone())).collect()
@@ -191,8 +193,8 @@ impl Snapshot {
             let route = route.filter(|_| after.contains(parent));
             self.change_parts(parent, |parts| {
                 match route {
-                    Some(route) => parts.routes.insert(id.clone(), Arc::clone(route)),
-                    None => parts.routes.remove(id),
+                    Some(route) => parts.routes.insert(name.clone(), Arc::clone(route)),
+                    None => parts.routes.remove(name),
                 };
             });
             touched.services.insert(parent.clone());

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
     AppProtocol, AuthorizationPolicy, Endpoint, HttpRoute, Mesh, PolicyAction, ResourceKey, Revision,
-    Service, ServicePort, TrafficPolicy, Version, Workload,
+    RouteKind, Service, ServicePort, TrafficPolicy, Version, Workload,
 };
 
 pub use apply::Change;
@@ -50,13 +50,16 @@ pub fn port_protocol(workload: &Workload, port: u16) -> AppProtocol {
     workload.port_protocols.get(&port).copied().unwrap_or_default()
 }
 
+/// Routes of different kinds may have the same name.
+type RouteName = (NamespacedName, RouteKind);
+
 /// What is known about a Service's name; the Service itself may come later than its endpoints and routes.
 #[derive(Debug, Clone, Default)]
 struct ServiceParts {
     service: Option<Arc<Service>>,
     endpoints: BTreeMap<IpAddr, Arc<Endpoint>>,
     /// Sorted by name.
-    routes: BTreeMap<NamespacedName, Arc<HttpRoute>>,
+    routes: BTreeMap<RouteName, Arc<HttpRoute>>,
 }
 
 impl ServiceParts {
@@ -81,7 +84,7 @@ pub struct Snapshot {
     by_vip: ShardMap<IpAddr, BTreeSet<NamespacedName>>,
     /// Names of the Services of a namespace, for policies that hold for all of it.
     by_namespace: ShardMap<Arc<str>, Arc<BTreeSet<NamespacedName>>>,
-    routes: ShardMap<NamespacedName, Arc<HttpRoute>>,
+    routes: ShardMap<RouteName, Arc<HttpRoute>>,
     traffic_policies: ShardMap<Arc<str>, Arc<BTreeMap<NamespacedName, Arc<TrafficPolicy>>>>,
     authorization_policies: ShardMap<NamespacedName, Arc<AuthorizationPolicy>>,
 }
@@ -141,7 +144,8 @@ impl Snapshot {
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
         self.services.iter().map(|(_, entry)| entry)
     }
-    pub fn http_routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
+    /// Of both kinds.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
         self.routes.iter().map(|(_, route)| route)
     }
     pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use weft_proto::model::{ParentRef, Resource};
+use weft_proto::model::{ParentRef, Resource, RouteKind};
 
 use super::fixtures::workload;
 use super::*;
@@ -44,7 +44,7 @@ fn traffic_policy(id: &NamespacedName, services: &[&str]) -> TrafficPolicy {
 
 fn route(id: &NamespacedName, parents: &[&NamespacedName]) -> HttpRoute {
     let parents = parents.iter().map(|&service| ParentRef { service: service.clone(), port: None }).collect();
-    HttpRoute { id: id.clone(), created_unix_s: 0, parents, rules: Vec::new() }
+    HttpRoute { kind: RouteKind::Http, id: id.clone(), created_unix_s: 0, parents, rules: Vec::new() }
 }
 
 fn upsert(resource: Resource) -> Change {
@@ -85,6 +85,11 @@ fn any_change() -> impl Strategy<Value = Change> {
         (any_service(), any_service(), any_service())
             .prop_map(|(id, one, two)| upsert(Resource::HttpRoute(Arc::new(route(&id, &[&one, &two]))))),
         any_service().prop_map(|id| Change::Remove(ResourceKey::HttpRoute(id))),
+        (any_service(), any_service()).prop_map(|(id, one)| {
+            let route = HttpRoute { kind: RouteKind::Grpc, ..route(&id, &[&one]) };
+            upsert(Resource::HttpRoute(Arc::new(route)))
+        }),
+        any_service().prop_map(|id| Change::Remove(ResourceKey::GrpcRoute(id))),
     ]
 }
 

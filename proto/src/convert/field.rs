@@ -61,6 +61,7 @@ impl Invalid {
             ResourceKey::Service(_) => "Service",
             ResourceKey::Endpoint { .. } => "Endpoint",
             ResourceKey::HttpRoute(_) => "HTTPRoute",
+            ResourceKey::GrpcRoute(_) => "GRPCRoute",
             ResourceKey::AuthorizationPolicy(_) => "AuthorizationPolicy",
             ResourceKey::TrafficPolicy(_) => "TrafficPolicy",
         };

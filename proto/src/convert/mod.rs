@@ -20,13 +20,13 @@ use prost::Message;
 pub use self::field::{
     DURATION_MS_MAX, Invalid, LIST_LENGTH_MAX, PATTERN_BYTES_MAX, TEXT_BYTES_MAX, pattern, pattern_text,
 };
-/// `HttpRoute`, `AuthorizationPolicy` and `TrafficPolicy` by themselves: the control plane checks what it reads from
+/// Routes, `AuthorizationPolicy` and `TrafficPolicy` by themselves: the control plane checks what it reads from
 /// manifests with the very code that the nodes will check it with.
 pub use self::policy::authorization_policy;
-pub use self::route::http_route;
+pub use self::route::{grpc_route, http_route};
 pub use self::traffic::traffic_policy;
 use crate::identity::NamespacedName;
-use crate::model::{Resource, ResourceKey, Version};
+use crate::model::{Resource, ResourceKey, RouteKind, Version};
 use crate::v1;
 
 /// Validates one resource of a delta.
@@ -51,6 +51,7 @@ fn body_from_wire(body: v1::resource::Body) -> Result<Resource, Invalid> {
         Body::Service(wire) => Resource::Service(Arc::new(service::service(wire)?)),
         Body::Endpoint(wire) => Resource::Endpoint(Arc::new(service::endpoint(wire)?)),
         Body::HttpRoute(wire) => Resource::HttpRoute(Arc::new(http_route(wire)?)),
+        Body::GrpcRoute(wire) => Resource::HttpRoute(Arc::new(grpc_route(wire)?)),
         Body::AuthorizationPolicy(wire) => {
             Resource::AuthorizationPolicy(Arc::new(authorization_policy(wire)?))
         }
@@ -66,7 +67,10 @@ pub fn resource_to_wire(resource: &Resource) -> v1::Resource {
         Resource::Workload(pod) => Body::Workload(workload::workload_to_wire(pod)),
         Resource::Service(service) => Body::Service(service::service_to_wire(service)),
         Resource::Endpoint(endpoint) => Body::Endpoint(service::endpoint_to_wire(endpoint)),
-        Resource::HttpRoute(route) => Body::HttpRoute(route::http_route_to_wire(route)),
+        Resource::HttpRoute(route) => match route.kind {
+            RouteKind::Http => Body::HttpRoute(route::route_to_wire(route)),
+            RouteKind::Grpc => Body::GrpcRoute(route::route_to_wire(route)),
+        },
         Resource::AuthorizationPolicy(policy) => {
             Body::AuthorizationPolicy(policy::authorization_policy_to_wire(policy))
         }
@@ -99,7 +103,7 @@ pub fn key_of(resource: &Resource) -> ResourceKey {
         Resource::Endpoint(endpoint) => {
             ResourceKey::Endpoint { service: endpoint.service.clone(), ip: endpoint.ip }
         }
-        Resource::HttpRoute(route) => ResourceKey::HttpRoute(route.id.clone()),
+        Resource::HttpRoute(route) => route.kind.key(route.id.clone()),
         Resource::AuthorizationPolicy(policy) => ResourceKey::AuthorizationPolicy(policy.id.clone()),
         Resource::TrafficPolicy(policy) => ResourceKey::TrafficPolicy(policy.id.clone()),
     }
@@ -133,6 +137,7 @@ pub fn resource_key(wire: &v1::ResourceKey) -> Result<ResourceKey, Invalid> {
             ResourceKey::Endpoint { service, ip: field::ip("key.name", ip)? }
         }
         v1::Kind::HttpRoute => ResourceKey::HttpRoute(namespaced()?),
+        v1::Kind::GrpcRoute => ResourceKey::GrpcRoute(namespaced()?),
         v1::Kind::AuthorizationPolicy => ResourceKey::AuthorizationPolicy(namespaced()?),
         v1::Kind::TrafficPolicy => ResourceKey::TrafficPolicy(namespaced()?),
     })
@@ -145,6 +150,7 @@ pub fn resource_key_to_wire(key: &ResourceKey) -> v1::ResourceKey {
         ResourceKey::Service(id) => (v1::Kind::Service, id.to_string()),
         ResourceKey::Endpoint { service, ip } => (v1::Kind::Endpoint, format!("{service}/{ip}")),
         ResourceKey::HttpRoute(id) => (v1::Kind::HttpRoute, id.to_string()),
+        ResourceKey::GrpcRoute(id) => (v1::Kind::GrpcRoute, id.to_string()),
         ResourceKey::AuthorizationPolicy(id) => (v1::Kind::AuthorizationPolicy, id.to_string()),
         ResourceKey::TrafficPolicy(id) => (v1::Kind::TrafficPolicy, id.to_string()),
     };

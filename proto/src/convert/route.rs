@@ -1,4 +1,4 @@
-//! HTTPRoute.
+//! HTTPRoute and GRPCRoute.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use crate::convert::field::{self, Invalid};
 use crate::convert::traffic::attempts;
 use crate::model::{
-    Backend, HeaderModifier, HttpFilter, HttpMatch, HttpRoute, HttpRule, ParentRef, PathMatch, PathModifier,
-    Retry, Timeouts, ValueMatch,
+    Backend, GrpcMethodMatch, HeaderModifier, HttpFilter, HttpMatch, HttpRoute, HttpRule, ParentRef,
+    PathMatch, PathModifier, Retry, RouteKind, Timeouts, ValueMatch,
 };
 use crate::v1;
 
@@ -16,7 +16,16 @@ use crate::v1;
 const WEIGHT_MAX: u32 = 1_000_000;
 
 pub fn http_route(wire: v1::HttpRoute) -> Result<HttpRoute, Invalid> {
+    route(RouteKind::Http, wire)
+}
+
+pub fn grpc_route(wire: v1::HttpRoute) -> Result<HttpRoute, Invalid> {
+    route(RouteKind::Grpc, wire)
+}
+
+fn route(kind: RouteKind, wire: v1::HttpRoute) -> Result<HttpRoute, Invalid> {
     Ok(HttpRoute {
+        kind,
         id: field::namespaced(&wire.namespace, &wire.name)?,
         created_unix_s: wire.created_unix_s,
         parents: field::list("parents", wire.parents, |parent| {
@@ -25,15 +34,15 @@ pub fn http_route(wire: v1::HttpRoute) -> Result<HttpRoute, Invalid> {
                 port: field::optional_port("port", parent.port)?,
             })
         })?,
-        rules: field::list("rules", wire.rules, |wire| rule(wire).map(Arc::new))?,
+        rules: field::list("rules", wire.rules, |wire| rule(kind, wire).map(Arc::new))?,
     })
 }
 
-fn rule(wire: v1::HttpRule) -> Result<HttpRule, Invalid> {
+fn rule(kind: RouteKind, wire: v1::HttpRule) -> Result<HttpRule, Invalid> {
     let timeouts = wire.timeouts.unwrap_or_default();
     Ok(HttpRule {
         name: field::text("name", &wire.name)?,
-        matches: field::list("matches", wire.matches, http_match)?,
+        matches: field::list("matches", wire.matches, |wire| http_match(kind, wire))?,
         filters: field::list("filters", wire.filters, filter)?,
         backends: field::list("backends", wire.backends, backend)?,
         timeouts: Timeouts {
@@ -55,13 +64,24 @@ fn retry(wire: v1::Retry) -> Result<Retry, Invalid> {
     })
 }
 
-fn http_match(wire: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
+fn http_match(kind: RouteKind, wire: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
+    let path = match (kind, wire.path, wire.grpc) {
+        (_, None, None) => None,
+        (RouteKind::Http, Some(path), None) => Some(path_match(path).map_err(|e| e.within("path"))?),
+        (RouteKind::Grpc, None, Some(call)) => {
+            Some(PathMatch::Grpc(grpc_method(call).map_err(|e| e.within("grpc"))?))
+        }
+        (kind, Some(_), _) => {
+            return Err(Invalid::new("path", kind.name(), "is not matched so, or by one of path and grpc"));
+        }
+        (kind, None, Some(_)) => return Err(Invalid::new("grpc", kind.name(), "is not matched so")),
+    };
     let method = match wire.method.as_str() {
         "" => None,
         method => Some(field::method("method", method)?),
     };
     Ok(HttpMatch {
-        path: wire.path.map(path_match).transpose().map_err(|e| e.within("path"))?,
+        path,
         method,
         headers: field::list("headers", wire.headers, |header| {
             let name = field::header_name("name", &header.name)?;
@@ -101,15 +121,40 @@ fn path_match(wire: v1::StringMatch) -> Result<PathMatch, Invalid> {
     })
 }
 
-fn path_match_to_wire(path: &PathMatch) -> v1::StringMatch {
-    use v1::string_match::Kind;
-    v1::StringMatch {
-        kind: Some(match path {
-            PathMatch::Exact(value) => Kind::Exact(value.to_string()),
-            PathMatch::Prefix(value) => Kind::Prefix(value.to_string()),
-            PathMatch::Regex(pattern) => Kind::Regex(field::pattern_text(pattern).to_owned()),
-        }),
+fn grpc_method(wire: v1::GrpcMethodMatch) -> Result<GrpcMethodMatch, Invalid> {
+    if wire.service.is_none() && wire.method.is_none() {
+        return Err(Invalid::new("", "", "has neither a service nor a method"));
     }
+    let named = |field: &str, wire: Option<v1::StringMatch>| {
+        let Some(wire) = wire else { return Ok(None) };
+        let value = value_match(Some(wire)).map_err(|e| e.within(field))?;
+        match &value {
+            ValueMatch::Exact(name) if name.is_empty() || name.contains('/') => {
+                Err(Invalid::new(field, name, "is not a name of a gRPC service or method"))
+            }
+            _ => Ok(Some(value)),
+        }
+    };
+    Ok(GrpcMethodMatch { service: named("service", wire.service)?, method: named("method", wire.method)? })
+}
+
+fn grpc_method_to_wire(wanted: &GrpcMethodMatch) -> v1::GrpcMethodMatch {
+    v1::GrpcMethodMatch {
+        service: wanted.service.as_ref().and_then(value_match_to_wire),
+        method: wanted.method.as_ref().and_then(value_match_to_wire),
+    }
+}
+
+/// None: of a gRPC call, which has a field of its own.
+fn path_match_to_wire(path: &PathMatch) -> Option<v1::StringMatch> {
+    use v1::string_match::Kind;
+    let kind = match path {
+        PathMatch::Exact(value) => Kind::Exact(value.to_string()),
+        PathMatch::Prefix(value) => Kind::Prefix(value.to_string()),
+        PathMatch::Regex(pattern) => Kind::Regex(field::pattern_text(pattern).to_owned()),
+        PathMatch::Grpc(_) => return None,
+    };
+    Some(v1::StringMatch { kind: Some(kind) })
 }
 
 fn value_match(wire: Option<v1::StringMatch>) -> Result<ValueMatch, Invalid> {
@@ -229,7 +274,7 @@ fn backend(wire: v1::Backend) -> Result<Backend, Invalid> {
     })
 }
 
-pub(super) fn http_route_to_wire(route: &HttpRoute) -> v1::HttpRoute {
+pub(super) fn route_to_wire(route: &HttpRoute) -> v1::HttpRoute {
     v1::HttpRoute {
         namespace: route.id.namespace.to_string(),
         name: route.id.name.to_string(),
@@ -268,10 +313,14 @@ fn rule_to_wire(rule: &HttpRule) -> v1::HttpRule {
 fn http_match_to_wire(wanted: &HttpMatch) -> v1::HttpMatch {
     let named = |name: String, value| v1::NamedMatch { name, value: value_match_to_wire(value) };
     v1::HttpMatch {
-        path: wanted.path.as_ref().map(path_match_to_wire),
+        path: wanted.path.as_ref().and_then(path_match_to_wire),
         method: wanted.method.as_ref().map(ToString::to_string).unwrap_or_default(),
         headers: wanted.headers.iter().map(|(name, value)| named(name.to_string(), value)).collect(),
         query: wanted.query.iter().map(|(name, value)| named(name.to_string(), value)).collect(),
+        grpc: match &wanted.path {
+            Some(PathMatch::Grpc(call)) => Some(grpc_method_to_wire(call)),
+            _ => None,
+        },
     }
 }
 

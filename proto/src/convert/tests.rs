@@ -96,6 +96,41 @@ fn a_key_must_name_the_resource_it_comes_with() {
     }
 }
 
+fn exactly(text: &str) -> Option<v1::StringMatch> {
+    Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Exact(text.into())) })
+}
+
+#[test]
+fn each_kind_of_route_has_its_own_matches() {
+    let rule = |one: v1::HttpMatch| v1::HttpRule { matches: vec![one], ..Default::default() };
+    let call = |service: Option<&str>, method: Option<&str>| {
+        let (service, method) = (service.and_then(exactly), method.and_then(exactly));
+        v1::HttpMatch { grpc: Some(v1::GrpcMethodMatch { service, method }), ..Default::default() }
+    };
+    let path = v1::HttpMatch { path: exactly("/a"), ..Default::default() };
+    let both = v1::HttpMatch { path: exactly("/a"), ..call(Some("a"), None) };
+    let grpc = |one| refused(v1::Kind::GrpcRoute, "shop/r", Body::GrpcRoute(route_wire(rule(one))));
+    for (error, expected) in [
+        (grpc(path), "GRPCRoute shop/r rules[0].matches[0].path"),
+        (grpc(both.clone()), "matches[0].path"),
+        (grpc(call(None, None)), "matches[0].grpc: \"\""),
+        (grpc(call(Some(""), None)), "matches[0].grpc.service: \"\""),
+        (grpc(call(Some("a"), Some("b/c"))), "matches[0].grpc.method: \"b/c\""),
+        (refused(v1::Kind::HttpRoute, "shop/r", Body::HttpRoute(route_wire(rule(both)))), "matches[0].path"),
+        (
+            refused(v1::Kind::HttpRoute, "shop/r", Body::HttpRoute(route_wire(rule(call(Some("a"), None))))),
+            "matches[0].grpc",
+        ),
+        // Of one name, but not of one kind.
+        (
+            refused(v1::Kind::HttpRoute, "shop/r", Body::GrpcRoute(route_wire(v1::HttpRule::default()))),
+            "does not name",
+        ),
+    ] {
+        assert!(error.contains(expected), "{error} does not contain {expected}");
+    }
+}
+
 fn route_wire(rule: v1::HttpRule) -> v1::HttpRoute {
     v1::HttpRoute { namespace: "shop".into(), name: "r".into(), rules: vec![rule], ..Default::default() }
 }
@@ -278,14 +313,19 @@ fn filter() -> impl Strategy<Value = v1::HttpFilter> {
     .prop_map(|filter| v1::HttpFilter { filter: Some(filter) })
 }
 
-fn rule() -> impl Strategy<Value = v1::HttpRule> {
+fn rule(kind: RouteKind) -> impl Strategy<Value = v1::HttpRule> {
     let named = || (name(), value_match()).prop_map(|(name, value)| v1::NamedMatch { name, value });
     let matching =
-        (few(named()), few(named()), "/[a-z]{1,6}").prop_map(|(headers, query, path)| v1::HttpMatch {
+        (few(named()), few(named()), "/[a-z]{1,6}").prop_map(move |(headers, query, path)| v1::HttpMatch {
             headers,
             query,
             method: "GET".into(),
-            path: Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix(path)) }),
+            path: (kind == RouteKind::Http)
+                .then(|| v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix(path.clone())) }),
+            grpc: (kind == RouteKind::Grpc).then(|| v1::GrpcMethodMatch {
+                service: exactly(&path[1..]),
+                method: exactly(&path[1..]).filter(|_| path.len() > 3),
+            }),
         });
     let backend = (service_id(), 1u32..65_535, 0u32..100, few(filter()), any::<bool>()).prop_map(
         |(service, port, weight, filters, invalid)| v1::Backend { service, port, weight, filters, invalid },
@@ -339,21 +379,23 @@ fn policy_body() -> impl Strategy<Value = Body> {
 }
 
 fn body() -> impl Strategy<Value = Body> {
-    let parent = (service_id(), 0u32..65_535).prop_map(|(service, port)| v1::ParentRef { service, port });
+    let parent = || (service_id(), 0u32..65_535).prop_map(|(service, port)| v1::ParentRef { service, port });
+    let routing = |parents, rules, created_unix_s| v1::HttpRoute {
+        namespace: "shop".into(),
+        name: "r".into(),
+        created_unix_s,
+        parents,
+        rules,
+    };
     let endpoint_ports = proptest::collection::btree_map(1u32..65_535, 1u32..65_535, 0..4);
     let service_port = (name(), 1u32..65_535, 0i32..=5)
         .prop_map(|(name, port, app_protocol)| v1::ServicePort { name, port, app_protocol });
     prop_oneof![
         workload_body(),
-        (few(parent), few(rule()), any::<i64>()).prop_map(|(parents, rules, created_unix_s)| {
-            Body::HttpRoute(v1::HttpRoute {
-                namespace: "shop".into(),
-                name: "r".into(),
-                created_unix_s,
-                parents,
-                rules,
-            })
-        }),
+        (few(parent()), few(rule(RouteKind::Http)), any::<i64>())
+            .prop_map(move |(parents, rules, created)| Body::HttpRoute(routing(parents, rules, created))),
+        (few(parent()), few(rule(RouteKind::Grpc)), any::<i64>())
+            .prop_map(move |(parents, rules, created)| Body::GrpcRoute(routing(parents, rules, created))),
         policy_body(),
         (few(ip()), few(service_port)).prop_map(|(vips, ports)| {
             Body::Service(v1::Service { namespace: "shop".into(), name: "s".into(), vips, ports })

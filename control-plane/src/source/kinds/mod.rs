@@ -1,11 +1,12 @@
 //! Kubernetes objects of each kind reduced to [`Object`]s.
 //!
 //! Core kinds: unknown fields are warnings, since Kubernetes has many that Weft does not need. Weft's own kinds and
-//! HTTPRoute: unknown fields are errors, since a misspelt policy must not be taken for a weaker one.
+//! those of the Gateway API: unknown fields are errors, since a misspelt policy must not be taken for a weaker one.
 
 mod bounds;
 mod core;
 pub mod crds;
+mod grant;
 mod pod;
 pub mod policy;
 mod probes;
@@ -47,7 +48,11 @@ pub fn read(
         ("v1", "Service") => Some(core::service(document, warn)?),
         ("discovery.k8s.io/v1", "EndpointSlice") => core::endpoint_slice(document, warn)?,
         ("v1", "Secret") => secret::secret(document, warn)?,
-        ("gateway.networking.k8s.io/v1", "HTTPRoute") => Some(route::http_route(document, warn)?),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute") => route::http_route(document, warn)?,
+        ("gateway.networking.k8s.io/v1", "GRPCRoute") => route::grpc_route(document, warn)?,
+        ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
+            grant::reference_grant(document)?
+        }
         ("weft.dev/v1alpha1", "AuthorizationPolicy") => Some(policy::authorization_policy(document)?),
         ("weft.dev/v1alpha1", "TrafficPolicy") => Some(traffic::traffic_policy(document)?),
         ("weft.dev/v1alpha1", "PodStatus") => {

@@ -28,14 +28,19 @@ const fn crd(kind: Kind, group: &'static str, version: &'static str, plural: &'s
     Watched { kind, group, version, plural, metadata_only: false, from_crd: true, has_status: true }
 }
 
-pub(super) const WATCHED: [Watched; 9] = [
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+
+pub(super) const WATCHED: [Watched; 11] = [
     core(Kind::Namespace, "namespaces", true),
     core(Kind::Node, "nodes", true),
     core(Kind::ServiceAccount, "serviceaccounts", true),
     core(Kind::Pod, "pods", false),
     core(Kind::Service, "services", false),
     Watched { group: "discovery.k8s.io", ..core(Kind::EndpointSlice, "endpointslices", false) },
-    crd(Kind::HttpRoute, "gateway.networking.k8s.io", "v1", "httproutes"),
+    crd(Kind::HttpRoute, GATEWAY_API, "v1", "httproutes"),
+    crd(Kind::GrpcRoute, GATEWAY_API, "v1", "grpcroutes"),
+    // Every release of the Gateway API serves this version; v1 came late.
+    Watched { has_status: false, ..crd(Kind::ReferenceGrant, GATEWAY_API, "v1beta1", "referencegrants") },
     crd(Kind::AuthorizationPolicy, "weft.dev", "v1alpha1", "authorizationpolicies"),
     crd(Kind::TrafficPolicy, "weft.dev", "v1alpha1", "trafficpolicies"),
 ];

@@ -110,14 +110,22 @@ pub(super) fn reduce(watched: &Watched, raw: Raw) -> Option<Item> {
         Ok(_) => Ok(None),
         Err(refused) => Err(refused.message),
     };
-    let subject = watched.has_status.then(|| subject(&metadata, &mut value, outcome.as_ref().err()));
+    let subject =
+        watched.has_status.then(|| subject(&metadata, &mut value, outcome.as_ref().err(), &warnings));
     Some(Item { key, uid: metadata.uid.unwrap_or_default(), outcome, warnings, subject })
 }
 
-fn subject(metadata: &ObjectMeta, value: &mut Value, refused: Option<&String>) -> Subject {
+fn subject(
+    metadata: &ObjectMeta,
+    value: &mut Value,
+    refused: Option<&String>,
+    warnings: &[String],
+) -> Subject {
     let listed = |at: &str| value.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
     let rules = listed("/spec/rules");
-    let backends = rules.iter().filter_map(|rule| rule.get("backendRefs")?.as_array()).flatten();
+    let of_rules = |field| rules.iter().filter_map(move |rule: &Value| rule.get(field)?.as_array()).flatten();
+    let mirrors = of_rules("filters").filter_map(|filter| filter.pointer("/requestMirror/backendRef"));
+    let backends = of_rules("backendRefs").chain(mirrors);
     let reference = |reference: &Value| {
         let mut reference = reference.clone();
         if let Some(object) = reference.as_object_mut() {
@@ -130,6 +138,7 @@ fn subject(metadata: &ObjectMeta, value: &mut Value, refused: Option<&String>) -
         generation: metadata.generation.unwrap_or_default(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
         refused: refused.cloned(),
+        warnings: warnings.to_vec(),
         parents: listed("/spec/parentRefs"),
         backends: backends.map(reference).collect(),
         status: value.get_mut("status").map(Value::take).unwrap_or_default(),

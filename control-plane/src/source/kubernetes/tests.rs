@@ -71,6 +71,35 @@ fn the_first_state_is_whole_and_comes_once() {
 }
 
 #[test]
+fn a_route_of_another_controllers_is_not_ours_to_judge() {
+    let route = |parents: serde_json::Value, filter: &str| {
+        let rules = json!([{"filters": [{"type": filter, "extensionRef": {"group": "x", "kind": "Y", "name": "z"}}]}]);
+        item(
+            Kind::HttpRoute,
+            json!({"metadata": {"name": "r", "namespace": "shop", "uid": "u"}, "spec": {"parentRefs": parents, "rules": rules}}),
+        )
+    };
+    let (gateway, service) = (json!({"name": "g"}), json!({"group": "", "kind": "Service", "name": "s"}));
+    let theirs = route(json!([gateway]), "ExtensionRef");
+    assert_eq!((theirs.outcome, theirs.warnings), (Ok(None), Vec::new()));
+    let both = route(json!([gateway, service]), "ExtensionRef");
+    assert!(both.outcome.unwrap_err().contains("extensionRef"));
+}
+
+#[test]
+fn mirrors_are_references_too() {
+    let backend = |name: &str| json!({"name": name, "port": 80});
+    let mirror = json!({"type": "RequestMirror", "requestMirror": {"backendRef": backend("copy")}});
+    let rules = json!([{"filters": [mirror], "backendRefs": [backend("one")]}]);
+    let parents = json!([{"group": "", "kind": "Service", "name": "s"}]);
+    let metadata = json!({"name": "r", "namespace": "shop", "uid": "u"});
+    let route =
+        item(Kind::GrpcRoute, json!({"metadata": metadata, "spec": {"parentRefs": parents, "rules": rules}}));
+    assert!(matches!(route.outcome, Ok(Some(Object::HttpRoute(_)))), "{:?}", route.outcome);
+    assert_eq!(route.subject.unwrap().backends, [backend("one"), backend("copy")]);
+}
+
+#[test]
 fn a_new_list_is_one_difference() {
     let mut state = complete();
     let (a, b, c) = (namespace("a"), namespace("b"), namespace("c"));

@@ -16,7 +16,7 @@ use super::raw::{Item, Raw, key_of, reduce};
 use super::state::Told;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
-/// Two replicas with nine watches each are no burden at this pace, and a change after an outage should not wait long.
+/// Two replicas with eleven watches each are no burden at this pace, and a change after an outage should not wait long.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// What a busy API server asks for is granted up to this: a wrong `Retry-After` must not end the watch for good.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);

@@ -27,8 +27,8 @@ use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::task::JoinHandle;
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
-    AppProtocol, Endpoint, HttpRoute, HttpRule, InboundMode, ParentRef, Service, ServicePort, Timeouts,
-    TrafficPolicy, Workload,
+    AppProtocol, Endpoint, HttpRoute, HttpRule, InboundMode, ParentRef, RouteKind, Service, ServicePort,
+    Timeouts, TrafficPolicy, Workload,
 };
 
 use super::outbound::{Mesh, Protocol, Reached, Remote, serve_on};
@@ -298,7 +298,8 @@ impl Fake {
     pub(super) fn rules(self: Arc<Self>, rules: Vec<HttpRule>) -> Arc<Self> {
         let parents = vec![ParentRef { service: id("shop/backend"), port: None }];
         let rules = rules.into_iter().map(Arc::new).collect();
-        let route = Arc::new(HttpRoute { id: id("shop/route"), created_unix_s: 0, parents, rules });
+        let (kind, id_of_route) = (RouteKind::Http, id("shop/route"));
+        let route = Arc::new(HttpRoute { kind, id: id_of_route, created_unix_s: 0, parents, rules });
         let table = RouteTable::compile(&id("shop/backend"), &[route]);
         self.change(|entry| entry.routes = Arc::new(table));
         self

@@ -91,6 +91,20 @@ async fn a_redirect_needs_no_backend() {
 }
 
 #[tokio::test]
+async fn the_share_of_a_backend_that_cannot_be_resolved_is_refused_in_the_clients_terms() {
+    let mut nobody = backend("other/backend", 1);
+    nobody.invalid = true;
+    let fake = Fake::new(vec![]).rules(vec![HttpRule { backends: vec![nobody], ..rule() }]);
+    let (status, headers, _) = fake.ask(get("/")).await;
+    assert_eq!((status, headers.get("grpc-status")), (500, None));
+    let mut call = request("POST", "/a.Greeter/Hello", "");
+    call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let (status, headers, _) = fake.ask(call).await;
+    // UNAVAILABLE.
+    assert_eq!((status, &headers["grpc-status"]), (200, &http::HeaderValue::from(14)));
+}
+
+#[tokio::test]
 async fn weights_hold_per_request() {
     let fake = Fake::new(vec![App::says(200, "one")]);
     fake.add("shop/two", 9, vec![App::says(200, "two")]);
