@@ -139,7 +139,7 @@ impl<'a> Asking<'a> {
         if let Some(attempt) = attempt {
             attempt.propagate(request.headers_mut());
         }
-        outgoing::wait_for_word(&mut request);
+        outgoing::listen(&mut request);
         request
     }
 }

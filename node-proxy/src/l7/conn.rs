@@ -11,6 +11,7 @@ pub(super) fn http1_server() -> server::conn::http1::Builder {
     builder
 }
 
+/// Without PINGs of its own: a peer that vanishes is noticed by the tunnel's, and an application of this node cannot.
 pub(super) fn http2_server() -> server::conn::http2::Builder<TokioExecutor> {
     let mut builder = server::conn::http2::Builder::new(TokioExecutor::new());
     builder
@@ -18,6 +19,9 @@ pub(super) fn http2_server() -> server::conn::http2::Builder<TokioExecutor> {
         .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits::STREAMS_OF_CLIENT_MAX)
+        .max_pending_accept_reset_streams(limits::PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(limits::ERROR_RESETS_MAX)
+        .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(limits::HEADER_BYTES_MAX);
     builder
 }
@@ -33,6 +37,7 @@ pub(super) fn http2_client() -> client::conn::http2::Builder<TokioExecutor> {
     builder
         .initial_stream_window_size(limits::H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(limits::H2_SEND_BUFFER_BYTES_MAX)
         .max_header_list_size(limits::HEADER_BYTES_MAX);
     builder
 }

@@ -1,7 +1,7 @@
 //! A bound on how long an HTTP/1 client may take to send a request's head.
 //!
 //! The time runs from the head's first byte: a kept-alive connection may be silent for as long as both ends like, which
-//! hyper's own time-out would end. HTTP/2 has no such state: a head is a few frames, and the peer's PINGs show it lives.
+//! hyper's own time-out would end. HTTP/2's heads are in `frames.rs`.
 
 use std::io;
 use std::pin::Pin;
@@ -48,12 +48,32 @@ impl HeadClock {
     }
     /// A head is complete. The answer's body holds what this returns.
     pub(super) fn request(&self) -> Answering {
-        *self.phase.lock() = Phase::Request;
+        let mut phase = self.phase.lock();
+        if *phase != Phase::Late {
+            *phase = Phase::Request;
+        }
+        drop(phase);
         Answering(self.clone())
     }
     /// Whether that is why the connection ended.
     pub(super) fn late(&self) -> bool {
         *self.phase.lock() == Phase::Late
+    }
+    /// Until when may what began at `since` last? `timer` is made when it is first asked for.
+    pub(super) fn poll_late(
+        &self,
+        since: Instant,
+        timer: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let deadline = since + self.limit;
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        ready!(timer.as_mut().poll(cx));
+        *self.phase.lock() = Phase::Late;
+        Poll::Ready(())
     }
 }
 
@@ -105,7 +125,7 @@ impl<B: Body + Unpin> Body for Holding<B> {
     }
 }
 
-/// Leaves the one record of a request whose head never was whole: as its connection's.
+/// Leaves the one record of a request whose head never was whole, or of a frame that was not: as its connection's.
 pub(super) fn report_late(telemetry: &Telemetry, flow: Flow) {
     let detail = "the rest of a request's head did not come in time".to_owned();
     telemetry.connection(flow).finish(CloseReason::RequestTimeout, Some(detail));
@@ -127,14 +147,7 @@ impl<IO> HeadTimed<IO> {
     /// Nothing more to read now: until when may it last?
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Phase::Head { since } = *self.clock.phase.lock() else { return Poll::Pending };
-        let deadline = since + self.clock.limit;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if timer.deadline() != deadline {
-            timer.as_mut().reset(deadline);
-        }
-        ready!(timer.as_mut().poll(cx));
-        *self.clock.phase.lock() = Phase::Late;
-        Poll::Ready(())
+        self.clock.poll_late(since, &mut self.timer, cx)
     }
 }
 

@@ -18,7 +18,9 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Ending, Relay, Upstream};
+use super::frames::FramesTimed;
 use super::head::{self, HeadClock, HeadTimed};
+use super::informational::{Hinting, Hints};
 use super::outbound::Protocol;
 use super::outgoing::{Origin, Outgoing};
 use super::towards::authority;
@@ -72,23 +74,28 @@ where
     // What has left HTTP ends when this is dropped.
     let _guard = session.upgrades.guard();
     let clock = HeadClock::new(session.host.head_timeout);
-    let (serving, heads) = (Arc::clone(&session), clock.clone());
-    let service = service_fn(move |request: Request<IncomingBody>| {
-        let (session, answering) = (Arc::clone(&serving), heads.request());
+    let hints = Hints::default();
+    let (serving, heads, told) = (Arc::clone(&session), clock.clone(), hints.clone());
+    let service = service_fn(move |mut request: Request<IncomingBody>| {
+        let (session, answering, told) = (Arc::clone(&serving), heads.request(), told.clone());
+        told.request(&mut request);
         async move {
             let method = request.method().clone();
-            session.request(request).await.map(|response| answering.until_end(&method, response))
+            let response = session.request(request).await?;
+            told.answered();
+            Ok::<_, hyper::Error>(answering.until_end(&method, response))
         }
     });
     let serve = async {
         match protocol {
             Protocol::Http1 => {
-                let io = TokioIo::new(HeadTimed::new(io, clock.clone()));
+                let io = TokioIo::new(HeadTimed::new(Hinting::new(io, hints), clock.clone()));
                 let connection = conn::http1_server().serve_connection(io, service).with_upgrades();
                 drive!(connection, drain, closed);
             }
             Protocol::Http2 => {
-                let connection = conn::http2_server().serve_connection(TokioIo::new(io), service);
+                let io = TokioIo::new(FramesTimed::new(io, clock.clone()));
+                let connection = conn::http2_server().serve_connection(io, service);
                 drive!(connection, drain, closed);
             }
         }
@@ -214,7 +221,7 @@ impl Session {
         };
         self.leaving.store(upgrade.is_some(), Relaxed);
         let mut request = Request::from_parts(head, body);
-        outgoing::wait_for_word(&mut request);
+        outgoing::listen(&mut request);
         let mut response = match self.app.send(request).await {
             Ok(response) => response,
             Err(error) => {

@@ -13,6 +13,7 @@ use weft_proto::model::HttpFilter;
 
 use super::attempt::{Asking, Sending};
 use super::exchange::Session;
+use super::informational::Hinter;
 use super::limits;
 use super::outbound::Mesh;
 use super::outgoing::{BoxError, Outgoing};
@@ -125,6 +126,8 @@ impl Copy {
         let Self { mut head, body, towards, mut record, permit: _permit } = self;
         hop::strip(&mut head.headers, false);
         head.headers.remove(header::EXPECT);
+        // The client hears of the original only.
+        head.extensions.remove::<Hinter>();
         let bytes = record.bytes();
         let body = match body {
             Some(copy) => Sending::Once(Some(Outgoing::mirrored(copy, &bytes))),

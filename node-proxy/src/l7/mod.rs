@@ -2,8 +2,8 @@
 //!
 //! Outbound: `outbound.rs` (the connection) → `exchange.rs` (one request) → `towards.rs` (where to), `mirror.rs` →
 //! `attempt.rs` with `retry.rs` (may it be repeated) and `pool.rs`, `lease.rs` (connections to endpoints) → `answer.rs`. Inbound:
-//! `inbound.rs`. Both use `conn.rs` and `head.rs` (connections), `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`, `reply.rs`; every bound is in
-//! `limits.rs`.
+//! `inbound.rs`. Both use `conn.rs`, `head.rs` and `frames.rs` (connections), `informational.rs` (1xx), `outgoing.rs` and `body.rs` (bodies), `hop.rs`, `upgrade.rs`,
+//! `reply.rs`; every bound is in `limits.rs`.
 
 /// Drives a server connection to its end: told to finish when draining begins or `closed` says that there is nothing
 /// behind it any more, dropped at the deadline.
@@ -37,9 +37,11 @@ mod attempt;
 mod body;
 mod conn;
 mod exchange;
+mod frames;
 mod head;
 mod hop;
 pub mod inbound;
+mod informational;
 mod lease;
 mod limits;
 pub mod metrics;

@@ -16,7 +16,9 @@ use weft_proto::identity::{NamespacedName, PodUid, SpiffeId};
 use weft_proto::model::Workload;
 
 use super::exchange::Session;
+use super::frames::FramesTimed;
 use super::head::{self, HeadClock, HeadTimed};
+use super::informational::{Hinting, Hints};
 use crate::balance::Balancers;
 use crate::connect::{ConnectError, Destination, Source, UpstreamIo, connect, identity_of};
 use crate::drain::Drain;
@@ -117,22 +119,27 @@ where
     // What has left HTTP ends when this is dropped.
     let _guard = session.upgrades.guard();
     let clock = HeadClock::new(limits::HEAD_TIMEOUT);
-    let (serving, heads) = (Arc::clone(&session), clock.clone());
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (session, answering) = (Arc::clone(&serving), heads.request());
+    let hints = Hints::default();
+    let (serving, heads, told) = (Arc::clone(&session), clock.clone(), hints.clone());
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        let (session, answering, told) = (Arc::clone(&serving), heads.request(), told.clone());
+        told.request(&mut request);
         async move {
             let method = request.method().clone();
-            Ok::<_, Infallible>(answering.until_end(&method, session.request(request).await))
+            let response = session.request(request).await;
+            told.answered();
+            Ok::<_, Infallible>(answering.until_end(&method, response))
         }
     });
     match protocol {
         Protocol::Http1 => {
-            let io = TokioIo::new(HeadTimed::new(io, clock.clone()));
+            let io = TokioIo::new(HeadTimed::new(Hinting::new(io, hints), clock.clone()));
             let connection = conn::http1_server().serve_connection(io, service).with_upgrades();
             drive!(connection, drain, gone);
         }
         Protocol::Http2 => {
-            let connection = conn::http2_server().serve_connection(TokioIo::new(io), service);
+            let io = TokioIo::new(FramesTimed::new(io, clock.clone()));
+            let connection = conn::http2_server().serve_connection(io, service);
             drive!(connection, drain, gone);
         }
     }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use super::informational::Hinter;
 use super::limits::{CONTINUE_WAIT, REPLAY_BYTES_MAX};
 use super::mirror::{Copier, Mirrored};
 use crate::telemetry::ByteCounts;
@@ -250,20 +251,24 @@ impl Body for Outgoing {
     }
 }
 
-/// `Expect: 100-continue` from end to end: the body waits for the application's word, and the client, which gets its own
-/// when its body is first read, with it.
-pub(super) fn wait_for_word(request: &mut Request<Outgoing>) {
+/// What an application says before its answer, from end to end. `Expect: 100-continue`: the body waits for its word, and
+/// the client, which gets its own when its body is first read, with it. All else goes on to the client as it comes.
+pub(super) fn listen(request: &mut Request<Outgoing>) {
     let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    if !request.headers().get(header::EXPECT).is_some_and(expects) {
+    let expected = request.headers().get(header::EXPECT).is_some_and(expects);
+    let word = expected.then(|| Mutex::new(Some(request.body_mut().hold())));
+    let hinter = request.extensions_mut().remove::<Hinter>();
+    if word.is_none() && hinter.is_none() {
         return;
     }
-    let word = Mutex::new(Some(request.body_mut().hold()));
     hyper::ext::on_informational(request, move |response| {
-        if response.status() == StatusCode::CONTINUE
-            && let Some(word) = word.lock().take()
-        {
-            // The body may be gone already.
-            let _ = word.send(());
+        if response.status() == StatusCode::CONTINUE {
+            if let Some(word) = word.as_ref().and_then(|word| word.lock().take()) {
+                // The body may be gone already.
+                let _ = word.send(());
+            }
+        } else if let Some(hinter) = &hinter {
+            hinter.hint(response.status(), response.headers());
         }
     });
 }

@@ -13,14 +13,14 @@ use crate::l7::inbound::{Host, serve_on as serve_in};
 use crate::snapshot::{Change, SnapshotHandle};
 
 /// Short, so that a test need not wait; nothing but the slow head takes as long.
-const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
 
-struct Server {
-    client: DuplexStream,
-    app: TcpStream,
+pub(super) struct Server {
+    pub(super) client: DuplexStream,
+    pub(super) app: TcpStream,
     snapshot: Arc<SnapshotHandle>,
-    telemetry: Telemetry,
-    serving: JoinHandle<()>,
+    pub(super) telemetry: Telemetry,
+    pub(super) serving: JoinHandle<()>,
 }
 
 fn allow(paths: &str, action: PolicyAction) -> AuthorizationPolicy {
@@ -34,7 +34,7 @@ fn allow(paths: &str, action: PolicyAction) -> AuthorizationPolicy {
 }
 
 impl Server {
-    async fn start(protocol: Protocol, policies: Vec<AuthorizationPolicy>) -> Self {
+    pub(super) async fn start(protocol: Protocol, policies: Vec<AuthorizationPolicy>) -> Self {
         let snapshot = Arc::new(SnapshotHandle::default());
         let mut workload = workload("backend", [10, 0, 0, 1].into());
         workload.authorization_policies = policies.iter().map(|policy| policy.id.clone()).collect();
@@ -124,7 +124,7 @@ async fn an_application_that_closes_while_idle_closes_the_connection() {
     within(server.serving).await.unwrap();
 }
 
-async fn unconnected() -> TcpStream {
+pub(super) async fn unconnected() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     TcpStream::connect(listener.local_addr().unwrap()).await.unwrap()
 }
@@ -213,6 +213,18 @@ async fn a_header_named_in_connection_counts_for_nothing() {
         let mut text = vec![0; length.parse().unwrap()];
         within(server.client.read_exact(&mut text)).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn early_hints_pass_on_the_servers_side() {
+    let mut server = Server::start(Protocol::Http1, vec![]).await;
+    server.client.write_all(b"GET / HTTP/1.1\r\nhost: b\r\n\r\n").await.unwrap();
+    head_of(&mut server.app).await;
+    let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    server.app.write_all(hints.as_bytes()).await.unwrap();
+    assert_eq!(head_of(&mut server.client).await, hints);
+    server.app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    assert!(head_of(&mut server.client).await.starts_with("HTTP/1.1 200"));
 }
 
 /// ... and a connection between two requests may be silent for as long as it likes.

@@ -2,7 +2,9 @@
 
 mod bodies;
 mod failures;
+mod hostile;
 mod inbound;
+mod informational;
 mod passing;
 mod routes;
 

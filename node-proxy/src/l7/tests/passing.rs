@@ -163,6 +163,7 @@ async fn expect_100_continue_is_the_applications_to_answer() {
     let early = tokio::time::timeout(Duration::from_millis(50), client.read_u8()).await;
     assert!(early.is_err(), "an answer before the application's");
     go.send(()).unwrap();
+    assert_eq!(head_of(&mut client).await, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     assert_eq!(head_of(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
     client.write_all(b"body").await.unwrap();
     assert!(head_of(&mut client).await.starts_with("HTTP/1.1 200"));
