@@ -23,7 +23,7 @@ pub use kernel::Kernel;
 pub use object::BUILT;
 pub use pins::detach_all;
 pub use probe::{Feature, ProbeReport};
-pub use weft_ebpf_common::abi::UNREAD_BYTES_MAX;
+pub use weft_ebpf_common::abi::{EXCLUDED_CIDRS_PER_POD_MAX, EXCLUDED_PORTS_PER_POD_MAX, UNREAD_BYTES_MAX};
 pub use weft_ebpf_common::count::Outcome;
 
 /// Intercepted connections of a node at a time, unless set otherwise.
@@ -82,6 +82,8 @@ pub enum KernelError {
     Program { name: &'static str, source: Box<aya::programs::ProgramError> },
     #[error("{name} cannot be attached")]
     Attach { name: String, source: io::Error },
+    #[error("a pod may have {most} {what}, and this one wants {wanted}")]
+    TooMany { what: &'static str, wanted: usize, most: u32 },
     #[error("map {name} cannot be used")]
     Map { name: &'static str, source: io::Error },
     #[error("{0} is not on a BPF file system")]

@@ -7,8 +7,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{MutexGuard, PoisonError};
 
 use weft_ebpf_common::abi::{
-    DIRECTION_INBOUND, DIRECTION_OUTBOUND, ExcludedPort, FAMILY_V4, FAMILY_V6, InboundKey, POD_NO_REDIRECT,
-    PodConfig, PodUse, SHARES, SocketAddress, address_bytes, address_from_bytes,
+    DIRECTION_INBOUND, DIRECTION_OUTBOUND, EXCLUDED_CIDRS_PER_POD_MAX, EXCLUDED_PORTS_PER_POD_MAX,
+    ExcludedPort, FAMILY_V4, FAMILY_V6, InboundKey, POD_NO_REDIRECT, PROBE_PORTS_PER_POD_MAX, PodConfig,
+    PodUse, SHARES, SocketAddress, address_bytes, address_from_bytes,
 };
 use weft_ebpf_common::decide::{CIDR_COOKIE_BITS, cidr_key};
 
@@ -44,15 +45,38 @@ fn map(name: &'static str) -> impl Fn(io::Error) -> KernelError {
 }
 
 impl Kernel {
-    /// Enrols a pod or updates it. Add before remove: never a moment without steering.
+    /// Enrols a pod or updates it. Add before remove: never a moment without steering. A new one that cannot be had is shut:
+    /// it is meant to be in the mesh, and without an entry it would go past it.
     pub fn enrol(&self, pod: &PodState<'_>) -> Result<(), KernelError> {
         let mut entries = self.lock_entries();
         self.forget_use_of_released(&mut entries.idle)?;
         self.allow_use(pod.netns_cookie)?;
         let entry = entries.by_cookie.entry(pod.netns_cookie).or_default();
+        self.steer(pod, entry).inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = self.shut_if_new(pod, entry);
+        })
+    }
+
+    fn shut_if_new(&self, pod: &PodState<'_>, entry: &mut PodEntry) -> Result<(), KernelError> {
+        if self.maps.pods.find(&pod.netns_cookie).map_err(map("PODS"))?.is_none() {
+            // Nobody can listen on port 0, and there is no listener for what comes in.
+            let shut = PodConfig { outbound_port: 0, ..pod_config(pod) };
+            self.insert("PODS", &self.maps.pods, &pod.netns_cookie, &shut)?;
+        }
+        if entry.link.is_none() {
+            entry.link = Some(self.attach_lookup(pod)?);
+        }
+        Ok(())
+    }
+
+    fn steer(&self, pod: &PodState<'_>, entry: &mut PodEntry) -> Result<(), KernelError> {
         let ports = wanted_ports(pod);
         let cidrs = wanted_cidrs(pod);
         let probes = wanted_probes(pod);
+        within("excluded ports", ports.len(), EXCLUDED_PORTS_PER_POD_MAX)?;
+        within("excluded prefixes", cidrs.len(), EXCLUDED_CIDRS_PER_POD_MAX)?;
+        within("probed ports", probes.len(), PROBE_PORTS_PER_POD_MAX)?;
         for port in ports.difference(&entry.ports) {
             self.insert("EXCLUDED_PORTS", &self.maps.excluded_ports, port, &1)?;
         }
@@ -221,6 +245,11 @@ impl Kernel {
             None => listeners.remove(&key).map(drop).map_err(map("INBOUND_LISTENERS")),
         }
     }
+}
+
+/// So that no pod takes another's room.
+fn within(what: &'static str, wanted: usize, most: u32) -> Result<(), KernelError> {
+    if wanted > most as usize { Err(KernelError::TooMany { what, wanted, most }) } else { Ok(()) }
 }
 
 fn pod_config(pod: &PodState<'_>) -> PodConfig {

@@ -25,11 +25,13 @@ use weft_node::discovery::{self, ControlPlane, ControlStatus, Sink};
 use weft_node::drain::Drain;
 use weft_node::enrol::{self, Enroller, Listeners, LocalPod, Passes};
 use weft_node::identity::Identities;
+use weft_node::l7::Upstreams;
 use weft_node::node::Node;
 use weft_node::settings::{
     AccessLog, AdminAddress, Arguments, Command, DetachArguments, Settings, admin_default,
 };
 use weft_node::snapshot::SnapshotHandle;
+use weft_node::socket::places::{self, Places};
 use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
 use weft_node::uninstall::{self, Cluster};
 use weft_node::{admin, cgroup_root, cni, inbound, kernel_metrics, node_metrics, outbound};
@@ -111,7 +113,7 @@ fn ask_admin(address: &AdminAddress, path: &str) -> Result<()> {
 }
 
 fn start(settings: Settings) -> Result<()> {
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     avoid_huge_pages();
     // Used by the connection to the control plane; the mesh's own TLS names its provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
@@ -125,7 +127,7 @@ fn start(settings: Settings) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(settings));
+    let result = runtime.block_on(run(settings, descriptors));
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -141,20 +143,39 @@ fn avoid_huge_pages() {
 }
 
 /// A node's proxy has some descriptors per connection of every pod; the soft limit is for programs that use select().
-fn raise_descriptor_limit() {
+/// Gives what there is now (None: no limit).
+fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        warn!(?current, ?maximum, %error, "cannot raise the limit of open files");
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(error) => {
+            warn!(?current, ?maximum, %error, "cannot raise the limit of open files");
+            current
+        }
     }
 }
 
-async fn run(settings: Settings) -> Result<()> {
+fn connections_per_pod(wanted: u32, descriptors: Option<u64>) -> u32 {
+    let per_pod = places::per_pod(wanted, descriptors);
+    if per_pod < wanted {
+        warn!(
+            wanted,
+            per_pod,
+            ?descriptors,
+            "fewer connections per pod than configured: the limit of open files is low"
+        );
+    }
+    per_pod
+}
+
+async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let snapshot = Arc::new(SnapshotHandle::default());
     let control = Arc::new(ControlPlane::new(&settings, Arc::clone(&snapshot)));
-    let node = Arc::new(build(settings, snapshot, &control)?);
+    let per_pod = connections_per_pod(settings.connections_per_pod, descriptors);
+    let node = Arc::new(build(settings, per_pod, snapshot, &control)?);
     weft_node::l7::metrics::register(&node);
     node_metrics::publish(&node);
     let enroller = Arc::new(Mutex::new(enroller(&node)?));
@@ -227,7 +248,12 @@ async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<ControlPlane>) -> Result<Node> {
+fn build(
+    settings: Settings,
+    per_pod: u32,
+    snapshot: Arc<SnapshotHandle>,
+    control: &Arc<ControlPlane>,
+) -> Result<Node> {
     let kernel = weft_ebpf::Kernel::load(&weft_ebpf::Options {
         pin_dir: settings.pin_dir.clone(),
         cgroup_root: settings.cgroup_root.clone(),
@@ -257,7 +283,8 @@ fn build(settings: Settings, snapshot: Arc<SnapshotHandle>, control: &Arc<Contro
         identities: Arc::new(Identities::new(Arc::clone(control) as _)),
         pods: enrol::Pods::default(),
         tunnels: Default::default(),
-        upstreams: Default::default(),
+        upstreams: Upstreams::new(per_pod),
+        places: Places::new(per_pod),
         balancers: Default::default(),
         telemetry,
         kernel,

@@ -13,6 +13,7 @@ use crate::identity::Identities;
 use crate::l7::Upstreams;
 use crate::settings::Settings;
 use crate::snapshot::SnapshotHandle;
+use crate::socket::places::Places;
 use crate::telemetry::Telemetry;
 use crate::tunnel::Pool;
 
@@ -25,6 +26,8 @@ pub struct Node {
     pub tunnels: Pool,
     pub balancers: Balancers,
     pub upstreams: Upstreams,
+    /// Each pod's share of the connections.
+    pub places: Places,
     pub telemetry: Telemetry,
     pub kernel: Arc<weft_ebpf::Kernel>,
     pub drain: Drain,

@@ -11,6 +11,7 @@ use weft_proto::identity::NamespacedName;
 
 use crate::cgroup_root;
 use crate::cni::Host;
+use crate::socket::places::CONNECTIONS_PER_POD_DEFAULT;
 
 /// Longer than this nobody waits for a node's proxy; Kubernetes' own limit for a pod is far below.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
@@ -19,6 +20,10 @@ const NAME_BYTES_MAX: usize = 253;
 const FLOWS_MIN: u32 = 64;
 /// Sixteen times the default; the kernel's tables for so many take about 60 MiB before the first connection.
 const FLOWS_MAX: u32 = 1 << 20;
+/// Fewer are of no use to an application with a pool of connections.
+const CONNECTIONS_PER_POD_MIN: u32 = 16;
+/// As many as the kernel's tables can be told to hold for all pods together.
+const CONNECTIONS_PER_POD_MAX: u32 = FLOWS_MAX;
 
 /// Command line of `weft-node`.
 #[derive(Debug, Parser)]
@@ -116,6 +121,10 @@ pub struct RunArguments {
     /// pod may hold a quarter. 64 to 1048576; another figure than before makes new kernel maps
     #[arg(long, env = "WEFT_FLOWS_MAX", value_name = "CONNECTIONS", default_value_t = weft_ebpf::FLOWS_MAX_DEFAULT.to_string())]
     flows_max: String,
+    /// Connections that one pod may have through the proxy at a time, each way; further ones wait or are refused. 16 to
+    /// 1048576, and never more than a sixteenth of the limit of open files
+    #[arg(long, env = "WEFT_CONNECTIONS_PER_POD", value_name = "CONNECTIONS", default_value_t = CONNECTIONS_PER_POD_DEFAULT.to_string())]
+    connections_per_pod: String,
     /// Connections and requests that are logged: off, errors or all
     #[arg(long, env = "WEFT_ACCESS_LOG", value_name = "off|errors|all", default_value = "off")]
     access_log: String,
@@ -209,6 +218,8 @@ pub struct Settings {
     pub redirect: bool,
     /// Intercepted connections at a time.
     pub flows_max: u32,
+    /// Connections of one pod at a time, each way.
+    pub connections_per_pod: u32,
     pub access_log: AccessLog,
     /// None: stdout.
     pub access_log_file: Option<PathBuf>,
@@ -247,6 +258,12 @@ impl TryFrom<RunArguments> for Settings {
                 .unwrap_or_else(|| AdminAddress::Unix(PathBuf::new())),
             redirect: check.one_of("--redirect", &typed.redirect, &[("auto", true), ("off", false)]),
             flows_max: check.number("--flows-max", &typed.flows_max, FLOWS_MIN, FLOWS_MAX),
+            connections_per_pod: check.number(
+                "--connections-per-pod",
+                &typed.connections_per_pod,
+                CONNECTIONS_PER_POD_MIN,
+                CONNECTIONS_PER_POD_MAX,
+            ),
             access_log: check.one_of(
                 "--access-log",
                 &typed.access_log,
@@ -413,6 +430,7 @@ mod tests {
         assert_eq!((settings.redirect, settings.access_log), (true, AccessLog::Off));
         assert_eq!(settings.drain, Duration::from_secs(30));
         assert_eq!(settings.flows_max, weft_ebpf::FLOWS_MAX_DEFAULT);
+        assert_eq!(settings.connections_per_pod, CONNECTIONS_PER_POD_DEFAULT);
     }
 
     #[test]
@@ -436,7 +454,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let line = "--control-address http://x --cgroup-root rel --admin 0.0.0.0:1 --redirect on --access-log some \
-                    --drain-seconds x1 --flows-max 63";
+                    --drain-seconds x1 --flows-max 63 --connections-per-pod 0";
         let mistakes = parse(line).unwrap_err();
         let told = mistakes.to_string();
         for flag in [
@@ -450,10 +468,11 @@ mod tests {
             "--access-log: ",
             "--drain-seconds: ",
             "--flows-max: ",
+            "--connections-per-pod: ",
         ] {
             assert!(told.contains(flag), "{flag} in {told}");
         }
-        assert_eq!(mistakes.0.len(), 10);
+        assert_eq!(mistakes.0.len(), 11);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod leg;
+pub mod places;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -76,6 +76,10 @@ pub struct PodStatus {
     pub reason: Option<String>,
     /// What happened to it, the latest last.
     pub events: Vec<Event>,
+    /// Through the proxy now, of at most `connections_max` each way; an inbound tunnel and each of its streams is one.
+    pub connections_outbound: usize,
+    pub connections_inbound: usize,
+    pub connections_max: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -182,6 +186,7 @@ impl Node {
             None if workload.enrolled => PodState::Failed,
             None => PodState::NotEnrolled,
         };
+        let (connections_outbound, connections_inbound) = self.places.taken(&workload.uid);
         PodStatus {
             uid: workload.uid.to_string(),
             namespace: workload.namespace.to_string(),
@@ -192,6 +197,9 @@ impl Node {
             netns_cookie: local.as_ref().map(|pod| pod.netns.cookie),
             reason: failure.map(|failure| failure.reason),
             events: self.pods.events().get(&workload.uid).into_iter().flatten().cloned().collect(),
+            connections_outbound,
+            connections_inbound,
+            connections_max: self.places.per_pod(),
         }
     }
 }

@@ -83,6 +83,9 @@ impl AppProtocol {
     }
 }
 
+/// Exclusions of one kind that one pod may have. A node's kernel tables have room for so many of each of its pods.
+pub const EXCLUSIONS_MAX: usize = 32;
+
 /// A pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
@@ -104,6 +107,7 @@ pub struct Workload {
     pub zone: Arc<str>,
     /// Policies that select this pod; present only for the receiving node's own pods.
     pub authorization_policies: Vec<NamespacedName>,
+    /// Each of the three at most [`EXCLUSIONS_MAX`], or the pod's node shuts it.
     pub excluded_inbound_ports: Vec<u16>,
     pub excluded_outbound_ports: Vec<u16>,
     pub excluded_outbound_cidrs: Vec<IpNet>,

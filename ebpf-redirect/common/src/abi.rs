@@ -3,7 +3,7 @@
 //! Addresses are four words in network order, as the kernel's contexts hold them, IPv4 as `::ffff:a.b.c.d`. Ports are host order unless named `_be`.
 
 /// Changes with every change of a layout or of a map's meaning. Pinned maps of another version are not reused.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// An address of either family: words, because the kernel's programs would have to assemble bytes one by one.
 pub type Address = [u32; 4];
@@ -240,10 +240,15 @@ pub const FAMILY_V6: u32 = 10;
 
 /// Enrolled pods of one node: twice what the largest kubelet set-ups run.
 pub const PODS_MAX: u32 = 1024;
-/// Excluded ports of all pods: 16 for each, both directions together.
-pub const EXCLUDED_PORTS_MAX: u32 = 16 * PODS_MAX;
-/// Excluded prefixes of all pods: 16 for each.
-pub const EXCLUDED_CIDRS_MAX: u32 = 16 * PODS_MAX;
+/// Excluded ports of one pod: 32 in each direction, and the tunnel's. A pod's own annotations say them, so each has room
+/// for its own in the node's table, and none can take another's.
+pub const EXCLUDED_PORTS_PER_POD_MAX: u32 = 2 * 32 + 1;
+/// Excluded ports of all pods; its buckets take 2 MiB.
+pub const EXCLUDED_PORTS_MAX: u32 = EXCLUDED_PORTS_PER_POD_MAX * PODS_MAX;
+/// Excluded prefixes of one pod.
+pub const EXCLUDED_CIDRS_PER_POD_MAX: u32 = 32;
+/// Excluded prefixes of all pods.
+pub const EXCLUDED_CIDRS_MAX: u32 = EXCLUDED_CIDRS_PER_POD_MAX * PODS_MAX;
 /// Intercepted connections of one node at a time, unless the loader is told another figure. An entry takes memory only
 /// while it is used.
 pub const FLOWS_MAX: u32 = 65_536;
@@ -254,8 +259,10 @@ pub const CLOSED_PEERS_MAX: u32 = 4_096;
 pub const PODS_TO_FILL_FLOWS: u32 = 4;
 /// Live probes of the node: one for each so many connections of `flows_max`; 8 for each of `PODS_MAX` pods by default.
 pub const FLOWS_PER_PROBE: u32 = 8;
-/// Probed ports of all pods: 16 for each, in both families together.
-pub const PROBE_PORTS_MAX: u32 = 16 * PODS_MAX;
+/// Probed ports of one pod: 32 in each family.
+pub const PROBE_PORTS_PER_POD_MAX: u32 = 2 * 32;
+/// Probed ports of all pods.
+pub const PROBE_PORTS_MAX: u32 = PROBE_PORTS_PER_POD_MAX * PODS_MAX;
 /// Namespaces in `POD_USE`: the enrolled ones, and released ones whose connections still live.
 pub const POD_USE_MAX: u32 = 2 * PODS_MAX;
 /// How deep below the root a process may be for its ancestors to be looked through. systemd, a nested container and the

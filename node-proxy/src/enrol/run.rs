@@ -82,6 +82,7 @@ async fn pass(node: &Arc<Node>, enroller: &Arc<Mutex<Enroller>>) -> Duration {
         let pause = enroller.lock().pass(&snapshot, &node.pods, &node.identities, Instant::now());
         // What pods and Services leave behind in the data path. Those that still use it keep it until they end.
         node.upstreams.retain(|uid| node.pods.by_uid(uid).is_some());
+        node.places.retain(|uid| node.pods.by_uid(uid).is_some());
         node.balancers.retain(|id| snapshot.service(id).is_some());
         pause
     });

@@ -4,13 +4,17 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use weft_ebpf::{KernelError, PodState};
-use weft_proto::model::Workload;
+use weft_proto::model::{EXCLUSIONS_MAX, Workload};
 
 use super::Netns;
 use crate::socket;
 
 /// Nobody can listen there: connections of a pod that is shut are refused, whatever its application has taken.
 const NO_PORT: u16 = 0;
+
+// Whatever weft-control lets pass is had.
+const _: () = assert!(2 * EXCLUSIONS_MAX < weft_ebpf::EXCLUDED_PORTS_PER_POD_MAX as usize);
+const _: () = assert!(EXCLUSIONS_MAX <= weft_ebpf::EXCLUDED_CIDRS_PER_POD_MAX as usize);
 
 /// Where the kernel learns about pods: `weft_ebpf::Kernel`, or a test's list.
 pub trait Steering: Send + Sync {

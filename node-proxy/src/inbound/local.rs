@@ -16,6 +16,7 @@ use crate::l7;
 use crate::node::Node;
 use crate::relay;
 use crate::socket::leg::LegIo;
+use crate::socket::places::Place;
 use crate::telemetry::{ByteCounts, CloseReason, ConnectionRecord};
 
 /// Bytes between the two sides, each way: a few messages, so that neither waits for the other's every turn.
@@ -36,6 +37,7 @@ pub struct Session {
     permit: Permit,
     record: ConnectionRecord,
     refusal: Option<Refusal>,
+    _place: Place,
 }
 
 impl Session {
@@ -64,6 +66,7 @@ struct Admitted {
     incoming: Incoming,
     permit: Permit,
     application: TcpStream,
+    place: Place,
 }
 
 async fn admit(
@@ -79,12 +82,13 @@ async fn admit(
         if incoming.pod.gone.is_cancelled() {
             return Err(Refusal::new(CloseReason::PodGone, "the pod is gone"));
         }
+        let place = incoming.place(node, "local")?;
         let permit = Permit::decide(node, &incoming)?;
         let application = application::connect(node, &incoming, time_out).await?;
-        Ok((permit, application))
+        Ok((permit, application, place))
     };
     match admitted.await {
-        Ok((permit, application)) => Ok(Admitted { incoming, permit, application }),
+        Ok((permit, application, place)) => Ok(Admitted { incoming, permit, application, place }),
         Err(refusal) => {
             incoming.refused(node, &refusal);
             Err(to_connect_error(address, refusal))
@@ -132,11 +136,11 @@ pub async fn hand_over_opaque(
     if forward::expect(&admitted.incoming, &admitted.permit, true) != Expect::Opaque {
         return Ok(HandOver::Inspected(inspect(node, admitted)));
     }
-    let Admitted { incoming, permit, application } = admitted;
+    let Admitted { incoming, permit, application, place } = admitted;
     let mut record = node.telemetry.connection(incoming.flow(node));
     permit.note(&mut record);
     let node = Arc::clone(node);
-    let session = Session { node, incoming, permit, record, refusal: None };
+    let session = Session { node, incoming, permit, record, refusal: None, _place: place };
     Ok(HandOver::Direct(application, Box::new(session)))
 }
 
@@ -145,7 +149,7 @@ fn inspect(node: &Arc<Node>, admitted: Admitted) -> DuplexStream {
     let (client_end, mut io) = tokio::io::duplex(BUFFER_BYTES);
     let node = Arc::clone(node);
     node.drain.connections.clone().spawn(async move {
-        let Admitted { incoming, mut permit, application } = admitted;
+        let Admitted { incoming, mut permit, application, place: _place } = admitted;
         let (protocol, first) = match forward::first(&incoming, &permit, &mut io).await {
             Ok(seen) => seen,
             Err(refusal) => return incoming.refused(&node, &refusal),

@@ -21,6 +21,8 @@ use crate::enrol::LocalPod;
 use crate::identity::VerifiedPeer;
 use crate::node::Node;
 use crate::snapshot::Snapshot;
+use crate::socket::places::Place;
+use crate::telemetry::metrics::names;
 use crate::telemetry::{CloseReason, Flow, Party, Reporter, Security};
 
 pub use local::{HandOver, Session, hand_over, hand_over_opaque};
@@ -109,6 +111,20 @@ impl Incoming {
             service: None,
             security: self.peer.security(),
         }
+    }
+
+    /// A place of the pod's share, where nobody can wait for one: each stream of a tunnel is a connection to the
+    /// application.
+    fn place(&self, node: &Node, listener: &str) -> Result<Place, Refusal> {
+        let places = node.places.of(&self.pod.uid);
+        places.inbound.place_now(&self.pod).ok_or_else(|| {
+            node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", listener)]).increment();
+            let most = places.inbound.most();
+            Refusal::new(
+                CloseReason::Overloaded,
+                format!("the pod has {most} connections, as many as it may"),
+            )
+        })
     }
 
     /// The one record of a connection that got no further.

@@ -20,7 +20,8 @@ use crate::tunnel::limits::CONNECT_TIMEOUT;
 pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
     let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "plaintext")]);
-    accept::each(listener, until, limited, |tcp, peer, place| {
+    let places = node.places.of(&pod.uid);
+    accept::each(listener, until, &pod, &places.inbound, limited, |tcp, peer, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             connection(node, pod, tcp, peer).await;

@@ -22,7 +22,8 @@ use crate::tunnel::{Connect, TlsPeer, TunnelError, accept_tls, headers, serve};
 pub(super) async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
     let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "tunnel")]);
-    accept::each(listener, until, limited, |tcp, peer, place| {
+    let places = node.places.of(&pod.uid);
+    accept::each(listener, until, &pod, &places.inbound, limited, |tcp, peer, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             tunnel(node, pod, tcp, peer).await;
@@ -139,15 +140,16 @@ async fn stream(node: Arc<Node>, from: Arc<From>, mut connect: Connect) {
     let hint_opaque = connect.headers.get(headers::INNER) == Some(&headers::INNER_OPAQUE);
     let admitted = async {
         check_target(&from, target)?;
+        let place = incoming.place(&node, "stream")?;
         let permit = Permit::decide(&node, &incoming)?;
         let application = application::connect(&node, &incoming, CONNECT_TIMEOUT).await?;
-        Ok((permit, application))
+        Ok((permit, application, place))
     };
     let admitted = tokio::select! {
         admitted = admitted => admitted,
         () = connect.cancelled() => Err(Refusal::new(CloseReason::Cancelled, "the client took it back")),
     };
-    let (permit, application) = match admitted {
+    let (permit, application, _place) = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
             incoming.refused(&node, &refusal);

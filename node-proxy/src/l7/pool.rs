@@ -25,16 +25,21 @@ use super::{conn, limits};
 use crate::connect::{ConnectError, Destination};
 
 /// The pools of every local pod.
-#[derive(Default)]
 pub struct Upstreams {
     pods: Mutex<HashMap<PodUid, Arc<PodPool>>>,
     open: Arc<AtomicU64>,
+    per_pod: u32,
 }
 
 impl Upstreams {
+    /// `per_pod`: HTTP connections that one pod may have open, idle ones included.
+    pub fn new(per_pod: u32) -> Self {
+        Self { pods: Mutex::default(), open: Arc::default(), per_pod }
+    }
+
     pub(super) fn of(&self, pod: &PodUid) -> Arc<PodPool> {
         let mut pods = self.pods.lock();
-        let new = || Arc::new(PodPool::new(Arc::clone(&self.open)));
+        let new = || Arc::new(PodPool::new(Arc::clone(&self.open), self.per_pod));
         Arc::clone(pods.entry(pod.clone()).or_insert_with(new))
     }
 
@@ -95,8 +100,15 @@ pub struct Reservation {
 /// The connections of one pod.
 pub(super) struct PodPool {
     slots: Mutex<HashMap<Key, Arc<Slot>>>,
-    open: Arc<AtomicU64>,
+    open: Open,
     mirrors: Arc<Semaphore>,
+}
+
+/// The open connections of one pod, and their number over all pods.
+#[derive(Clone)]
+struct Open {
+    all: Arc<AtomicU64>,
+    places: Arc<Semaphore>,
 }
 
 /// Why no connection was had. The request has not been sent.
@@ -126,22 +138,23 @@ pub(super) struct Slot {
     in_use: Arc<Semaphore>,
     connections_max: u32,
     pending: AtomicU32,
-    h1: Mutex<Vec<Open<http1::SendRequest<Outgoing>>>>,
-    h2: Mutex<Vec<Open<http2::SendRequest<Outgoing>>>>,
+    h1: Mutex<Vec<Kept<http1::SendRequest<Outgoing>>>>,
+    h2: Mutex<Vec<Kept<http2::SendRequest<Outgoing>>>>,
     /// One HTTP/2 connection is made at a time: those who wait then share it.
     connecting: tokio::sync::Mutex<()>,
-    open: Arc<AtomicU64>,
+    open: Open,
 }
 
-struct Open<S> {
+struct Kept<S> {
     sender: S,
     remote: Remote,
     usage: Arc<AtomicU32>,
 }
 
 impl PodPool {
-    pub(super) fn new(open: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(all: Arc<AtomicU64>, most: u32) -> Self {
         let mirrors = Arc::new(Semaphore::new(limits::MIRRORS_MAX));
+        let open = Open { all, places: Arc::new(Semaphore::new(most as usize)) };
         Self { slots: Mutex::default(), open, mirrors }
     }
 
@@ -169,7 +182,7 @@ impl PodPool {
             h1: Mutex::default(),
             h2: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
-            open: Arc::clone(&self.open),
+            open: self.open.clone(),
         });
         slots.insert(key.clone(), Arc::clone(&slot));
         slot
@@ -260,13 +273,14 @@ impl Slot {
             }
             open.usage.fetch_sub(1, Relaxed);
         }
+        let counted = self.open.one().ok_or(PoolError::Overloaded(to))?;
         let Reached { io, remote } = connect().await?;
         let (sender, connection) = conn::http1_client()
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;
         let usage = Arc::new(AtomicU32::new(1));
-        tokio::spawn(until_idle(connection.with_upgrades(), Arc::clone(&usage), Counted::new(&self.open)));
+        tokio::spawn(until_idle(connection.with_upgrades(), Arc::clone(&usage), counted));
         Ok(Lease::new(self, Sender::Http1(sender), remote, usage, permit, false))
     }
 
@@ -289,15 +303,16 @@ impl Slot {
             Ok(lease) => return Ok(lease),
             Err(permit) => permit,
         };
+        let counted = self.open.one().ok_or(PoolError::Overloaded(to))?;
         let Reached { io, remote } = connect().await?;
         let (sender, connection) = conn::http2_client()
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| PoolError::Handshake(to, error))?;
         let usage = Arc::new(AtomicU32::new(1));
-        tokio::spawn(until_idle(connection, Arc::clone(&usage), Counted::new(&self.open)));
-        let open = Open { sender: sender.clone(), remote: remote.clone(), usage: Arc::clone(&usage) };
-        self.h2.lock().push(open);
+        tokio::spawn(until_idle(connection, Arc::clone(&usage), counted));
+        let kept = Kept { sender: sender.clone(), remote: remote.clone(), usage: Arc::clone(&usage) };
+        self.h2.lock().push(kept);
         Ok(Lease::new(self, Sender::Http2(sender), remote, usage, permit, false))
     }
 
@@ -305,7 +320,7 @@ impl Slot {
     pub(super) fn keep(&self, sender: http1::SendRequest<Outgoing>, remote: Remote, usage: Arc<AtomicU32>) {
         let mut idle = self.h1.lock();
         if idle.len() < limits::IDLE_PER_DESTINATION_MAX {
-            idle.push(Open { sender, remote, usage });
+            idle.push(Kept { sender, remote, usage });
         }
     }
 
@@ -320,19 +335,24 @@ impl Slot {
     }
 }
 
-/// Counts one open connection.
-struct Counted(Arc<AtomicU64>);
-
-impl Counted {
-    fn new(open: &Arc<AtomicU64>) -> Self {
-        open.fetch_add(1, Relaxed);
-        Self(Arc::clone(open))
+impl Open {
+    /// One more, if the pod may have it.
+    fn one(&self) -> Option<Counted> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.all.fetch_add(1, Relaxed);
+        Some(Counted { all: Arc::clone(&self.all), _place: place })
     }
+}
+
+/// Counts one open connection.
+struct Counted {
+    all: Arc<AtomicU64>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.all.fetch_sub(1, Relaxed);
     }
 }
 

@@ -42,7 +42,8 @@ pub enum Target {
 pub async fn run(node: Arc<Node>, pod: Arc<LocalPod>, listener: TcpListener) {
     let until = accept::while_enrolled(&pod.released, &node.drain.draining);
     let limited = node.telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", "outbound")]);
-    accept::each(listener, until, limited, |tcp, client, place| {
+    let places = node.places.of(&pod.uid);
+    accept::each(listener, until, &pod, &places.outbound, limited, |tcp, client, place| {
         let (node, pod) = (Arc::clone(&node), Arc::clone(&pod));
         node.drain.connections.clone().spawn(async move {
             connection(&node, Accepted::new(pod, tcp, client)).await;

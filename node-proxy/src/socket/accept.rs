@@ -1,46 +1,44 @@
-//! The accept loop: bounded, and calm when the process runs out of descriptors.
+//! The accept loop: bounded by the pod's share, and calm when the process runs out of descriptors.
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::places::{Place, Share};
+use crate::enrol::LocalPod;
 use crate::telemetry::metrics::Counter;
 
-/// Live connections of one pod in one direction. One pod's storm must not take the descriptors of the others; beyond
-/// it, connections wait in the listener's backlog.
-pub const CONNECTIONS_PER_POD_MAX: usize = 16_384;
 /// Pause after EMFILE and its like: the connection stays in the backlog, so trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `until` or the listener breaks. `limited` counts how often the limit was met. `serve` gets each connection with the place that it takes, and must
-/// return at once (spawn).
+/// Accepts until `until` or the listener breaks, within `share` of the pod; `limited` counts how often that was met. `serve`
+/// gets each connection with the place that it takes, and must return at once (spawn).
 pub async fn each(
     listener: TcpListener,
     until: impl Future<Output = ()>,
+    pod: &LocalPod,
+    share: &Share,
     limited: Counter,
-    mut serve: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
+    mut serve: impl FnMut(TcpStream, SocketAddr, Place),
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_PER_POD_MAX));
     let mut until = std::pin::pin!(until);
     loop {
+        // First the connection: a loop that waits for one must hold no place. One that finds no place waits here, the
+        // others in the backlog.
         let accepted = async {
-            if places.available_permits() == 0 {
-                limited.increment();
-            }
-            let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes the semaphore");
-            (listener.accept().await, place)
+            let (stream, peer) = listener.accept().await?;
+            Ok::<_, io::Error>((stream, peer, share.place(pod, &limited).await))
         };
-        let (accepted, place) = tokio::select! {
+        let accepted = tokio::select! {
             () = &mut until => return,
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => serve(stream, peer, place),
+            Ok((stream, peer, place)) => serve(stream, peer, place),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                     tracing::warn!(%error, "cannot accept");

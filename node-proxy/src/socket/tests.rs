@@ -130,3 +130,73 @@ async fn reset_on_close_is_seen_as_a_reset() {
     drop(accepted);
     assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
+
+/// A pod and its listener on loopback; the sender gets each connection that is served, with its place.
+struct Served {
+    address: SocketAddr,
+    served: tokio::sync::mpsc::UnboundedReceiver<(TcpStream, places::Place)>,
+    limited: crate::telemetry::metrics::Counter,
+    _accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Served {
+    async fn start(name: &str, places: &places::Places, telemetry: &crate::telemetry::Telemetry) -> Self {
+        use crate::telemetry::metrics::names;
+        let workload = crate::snapshot::fixtures::workload(name, "127.0.0.1", "n1", false);
+        let identity = "spiffe://cluster.local/ns/shop/sa/default".parse().unwrap();
+        let pod = crate::enrol::LocalPod::new(identity, own(), std::sync::Arc::new(workload));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tell, served) = tokio::sync::mpsc::unbounded_channel();
+        let limited = telemetry.counter(&names::ACCEPT_LIMITED, &[("listener", name)]);
+        let (counter, share) = (limited.clone(), places.of(&pod.uid));
+        let _accepting = tokio::spawn(async move {
+            let serve = |tcp, _, place| drop(tell.send((tcp, place)));
+            accept::each(listener, std::future::pending(), &pod, &share.inbound, counter, serve).await;
+        });
+        Self { address, served, limited, _accepting }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn next(&mut self) -> (TcpStream, places::Place) {
+        tokio::time::timeout(Duration::from_secs(20), self.served.recv()).await.expect("in time").unwrap()
+    }
+}
+
+/// A pod that has as many connections as it may waits; nobody else does, and nothing is lost.
+#[tokio::test]
+async fn a_pod_with_all_its_connections_waits_and_another_does_not() {
+    const MOST: u32 = 3;
+    let telemetry =
+        crate::telemetry::Telemetry::start(&crate::telemetry::TelemetrySettings::default()).unwrap();
+    let places = places::Places::new(MOST);
+    let (mut greedy, mut other) = (
+        Served::start("greedy", &places, &telemetry).await,
+        Served::start("other", &places, &telemetry).await,
+    );
+    // A second listener of the same pod takes from the same share, and one that only waits takes nothing.
+    let mut second = Served::start("greedy", &places, &telemetry).await;
+    let (mut clients, mut held) = (Vec::new(), Vec::new());
+    for n in 0..MOST {
+        let of = if n == 0 { &mut second } else { &mut greedy };
+        clients.push(of.connect().await);
+        held.push(of.next().await);
+    }
+    clients.push(greedy.connect().await);
+    clients.push(greedy.connect().await);
+    for _ in 0..=MOST {
+        let one = other.connect().await;
+        drop((one, other.next().await));
+    }
+    assert!(greedy.served.try_recv().is_err(), "beyond its share");
+    // Each one that ends lets one in.
+    for _ in 0..2 {
+        held.pop();
+        held.push(greedy.next().await);
+    }
+    assert!(greedy.served.try_recv().is_err());
+    assert!(greedy.limited.value() >= 1);
+}

@@ -237,7 +237,7 @@ async fn what_cannot_be_routed_is_an_error() {
 /// Connections that nobody looks into are bounded by the same policy.
 #[tokio::test]
 async fn copied_connections_take_part_in_the_bounds() {
-    let upstreams = Upstreams::default();
+    let upstreams = Upstreams::new(UPSTREAMS_MAX);
     let pod: PodUid = "uid-a".parse().unwrap();
     let other: PodUid = "uid-b".parse().unwrap();
     let to = Destination { address: address(1), workload: None, service: None, traceparent: None };
@@ -248,4 +248,35 @@ async fn copied_connections_take_part_in_the_bounds() {
     assert!(upstreams.reserve(&other, &to, Some(&bounds)).await.is_ok(), "each pod has its own");
     drop(first);
     assert!(upstreams.reserve(&pod, &to, Some(&bounds)).await.unwrap().is_some());
+}
+
+/// One pod cannot use up the proxy's descriptors, whatever it asks for and of whom.
+#[tokio::test]
+async fn a_pod_has_so_many_connections_to_all_endpoints_together_and_no_more() {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let fake = Fake::new(vec![App::http(move |_| {
+        let (tell, mut wait) = (tell.clone(), wait.clone());
+        async move {
+            tell.send(()).await.unwrap();
+            wait.wait_for(|go| *go).await.unwrap();
+            answer(200, "done")
+        }
+    })]);
+    let mut asked = Vec::new();
+    for _ in 0..UPSTREAMS_MAX {
+        let mut client = fake.h1().await;
+        asked.push(tokio::spawn(async move { client.send_request(get("/")).await }));
+        within(told.recv()).await.unwrap();
+    }
+    let (status, headers, _) = fake.ask(get("/")).await;
+    assert_eq!((status, reason(&headers)), (503, "overloaded"));
+    go.send(true).unwrap();
+    for one in asked {
+        assert_eq!(within(one).await.unwrap().unwrap().status(), 200);
+    }
+    // An idle one serves again.
+    let asked = fake.ask(get("/"));
+    let (answered, _) = tokio::join!(asked, told.recv());
+    assert_eq!(answered.0, 200);
 }

@@ -47,6 +47,8 @@ use crate::telemetry::metrics::TextFormat;
 use crate::telemetry::{Security, Telemetry, TelemetrySettings};
 
 pub(super) const PORT: u16 = 80;
+/// Connections that the client's pod may have open towards endpoints.
+pub(super) const UPSTREAMS_MAX: u32 = 100;
 /// Longer than any step takes on a busy machine.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -251,7 +253,7 @@ impl Fake {
             apps: Mutex::default(),
             connects: Mutex::default(),
             balancers: Balancers::default(),
-            upstreams: Upstreams::default(),
+            upstreams: Upstreams::new(UPSTREAMS_MAX),
             telemetry: Telemetry::start(&TelemetrySettings::default()).unwrap(),
             drain: Drain::default(),
             pod: pod(workload("frontend", [10, 0, 1, 1].into())),
