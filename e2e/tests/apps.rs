@@ -4,6 +4,7 @@
 use std::sync::LazyLock;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use weft_e2e::fixture::{MESH, Shared};
 use weft_e2e::lab::{Lab, Options};
 use weft_e2e::story::clients::{count, echo};
@@ -14,7 +15,8 @@ fn lab() -> Result<&'static Lab> {
         let apps = |at, node, vip| {
             include_str!("apps.yaml").replace("AT", at).replace("NODE", node).replace("VIP", vip)
         };
-        [MESH, &apps("near", "node1", "40"), &apps("far", "node2", "41")].join("---\n")
+        let routed = include_str!("grpc.yaml");
+        [MESH, &apps("near", "node1", "40"), &apps("far", "node2", "41"), routed].join("---\n")
     });
     LAB.lab("apps", &MANIFESTS, Options::default())
 }
@@ -125,6 +127,45 @@ fn http_of_both_versions_passes(at: &str) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Unary calls through the GRPCRoute of Service `calls`: their codes, and the last one's answer.
+fn routed(to: &str, requests: &str, more: &[&str]) -> Result<Value> {
+    let header = format!("x-to: {to}");
+    let words = ["grpc", "--url", "http://calls", "--requests", requests, "--header", &header];
+    Ok(echo(lab()?, "mesh/client", &[&words[..], more].concat())?["unary"].clone())
+}
+
+#[test]
+fn a_grpc_route_sends_calls_where_their_methods_and_headers_say() -> Result<()> {
+    for (to, pod) in [("any", "near"), ("far", "far"), ("permitted", "stranger")] {
+        // The streaming calls that the client makes as well have a rule of their own.
+        let told = routed(to, "5", &[])?;
+        ensure!(told["codes"]["OK"] == 5 && told["last"]["pod"] == pod, "{to}: {told}");
+        let changed = told["last"]["metadata"]["x-rule"] == "near";
+        ensure!(changed == (to == "any"), "{to}: {told}");
+    }
+    // An answer of the application's, and the proxy's own for a backend that no ReferenceGrant permits.
+    let refused = ["--fail-code", "9"];
+    let told = routed("near", "1", &refused)?;
+    ensure!(told["codes"]["FailedPrecondition"] == 1, "{told}");
+    let told = routed("elsewhere", "5", &refused)?;
+    ensure!(told["codes"]["Unavailable"] == 5, "{told}");
+    let told = routed("half", "200", &refused)?;
+    let (served, not) = (count(&told, "/codes/FailedPrecondition"), count(&told, "/codes/Unavailable"));
+    // 100 expected with a deviation of 7: six of them.
+    ensure!(served + not == 200 && (58..=142).contains(&not), "{told}");
+    // What no rule of the GRPCRoute takes is not the HTTPRoute's, which would redirect it.
+    let code = client(&["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://calls/"])?;
+    ensure!(code == "404", "{code}");
+    let status = lab()?.control_status()?;
+    let of = |kind: &str| {
+        let routes = status["routes"].as_array().into_iter().flatten();
+        routes.filter(|route| route["kind"] == kind).collect::<Vec<_>>()
+    };
+    ensure!(of("HTTPRoute")[0]["reason"] == "Conflicted", "{status}");
+    ensure!(of("GRPCRoute")[0]["reason"] == "RefNotPermitted", "{status}");
     Ok(())
 }
 
