@@ -222,6 +222,11 @@ impl Scanner {
         merged
     }
 
+    /// The files as last read, by path.
+    pub fn texts(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.files.iter().map(|(path, file)| (path.as_path(), &*file.text))
+    }
+
     pub fn report(&self) -> Report {
         let errors = self.directory_errors.iter().chain(&self.duplicates);
         Report {

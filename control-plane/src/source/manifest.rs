@@ -69,6 +69,12 @@ impl<'a> Document<'a> {
         self.live.is_some()
     }
 
+    /// Nothing but white space and comments.
+    fn is_empty(&self) -> bool {
+        let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
+        self.text.lines().all(empty)
+    }
+
     /// Deserializes the document; a field that the type does not know is handed to `unknown` with its path and line.
     pub fn read<T: DeserializeOwned>(&self, mut unknown: impl FnMut(String, usize)) -> Result<T, Refused> {
         if let Some(object) = self.live {
@@ -153,8 +159,7 @@ impl Reading<'_> {
     }
 
     fn document(&mut self, document: &Document<'_>, within_list: bool) -> Result<(), Refused> {
-        let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
-        if document.text.lines().all(empty) {
+        if document.is_empty() {
             return Ok(());
         }
         let head: Head = document.read(|_, _| {})?;
@@ -180,6 +185,26 @@ impl Reading<'_> {
         self.manifest.objects.extend(parsed.map(|parsed| Located { parsed, line }));
         Ok(())
     }
+}
+
+/// The documents of a file with their kinds, the items of a List each by itself; for who reads more of a manifest than this
+/// control plane does. Nothing of what [`parse`] checks is checked.
+pub fn documents<'a>(file: &str, text: &'a str) -> Result<Vec<(String, Document<'a>)>, Refused> {
+    let json = file.ends_with(".json");
+    let whole = if json { vec![Document::new(Cow::Borrowed(text), 0, json)] } else { split(text) };
+    let mut documents = Vec::new();
+    for document in whole.into_iter().filter(|document| !document.is_empty()) {
+        let head: Head = document.read(|_, _| {})?;
+        if list::is_list(&head.api_version, &head.kind) {
+            for item in list::items(&document)? {
+                let head: Head = item.read(|_, _| {})?;
+                documents.push((head.kind, item));
+            }
+        } else {
+            documents.push((head.kind, document));
+        }
+    }
+    Ok(documents)
 }
 
 /// Splits at the `---` lines, so that each document is judged by itself and keeps its place.

@@ -1,15 +1,19 @@
 //! What the lab reads from the manifests: Pods to run and Services to name.
 //!
-//! Everything else in the directory is for `weft-control`. A broken document is left out here too: `weft-control`
-//! reports it with file and line.
+//! Which files are read, and what is a mistake in them, is `weft-control`'s to say: its library reads them here too, so that a
+//! lab refuses what its control plane would refuse, with file and line. Start reading at [`Manifests::read`].
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
+use weft_control::source::Problem;
+use weft_control::source::directory::Scanner;
+use weft_control::source::manifest::{self, Document, Refused};
+
+use super::network::node_index;
 
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Metadata {
@@ -142,112 +146,88 @@ pub(crate) struct Manifests {
 }
 
 impl Manifests {
-    pub(crate) fn read(directories: &[PathBuf]) -> Result<Self> {
-        let mut all = Self::default();
-        for directory in directories {
-            for file in yaml_files(directory)? {
-                let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-                all.add(&text).with_context(|| file.display().to_string())?;
-            }
+    /// Everything in the directories, for a lab of so many nodes; or every mistake in them.
+    pub(crate) fn read(directories: &[PathBuf], nodes: u16) -> Result<Self> {
+        let mut scanner = Scanner::new(directories.to_vec());
+        scanner.scan(true);
+        let (mut all, mut problems) = (Self::default(), scanner.report().errors);
+        for (path, text) in scanner.texts().filter(|_| problems.is_empty()).collect::<Vec<_>>() {
+            all.add(&path.display().to_string(), text, nodes, &mut problems);
         }
-        Ok(all)
+        all.unless(&problems)
     }
 
-    pub(crate) fn add(&mut self, text: &str) -> Result<()> {
-        for document in serde_yaml_ng::Deserializer::from_str(text) {
-            let Ok(value) = Value::deserialize(document) else { return Ok(()) };
-            match value["kind"].as_str() {
-                Some("Pod") => {
-                    let pod: Pod = serde_json::from_value(value).context("Pod")?;
-                    check(&pod)?;
-                    self.pods.insert(pod.key(), pod);
+    /// The same for the text of one file.
+    pub(crate) fn parse(file: &str, text: &str, nodes: u16) -> Result<Self> {
+        let mut all = Self::default();
+        let mut problems = manifest::parse(file, text).err().unwrap_or_default();
+        if problems.is_empty() {
+            all.add(file, text, nodes, &mut problems);
+        }
+        all.unless(&problems)
+    }
+
+    fn unless(self, problems: &[Problem]) -> Result<Self> {
+        if problems.is_empty() {
+            return Ok(self);
+        }
+        let shown: String = problems.iter().map(|problem| format!("\n  {problem}")).collect();
+        bail!("nothing was changed, as there are mistakes in the manifests:{shown}");
+    }
+
+    fn add(&mut self, file: &str, text: &str, nodes: u16, problems: &mut Vec<Problem>) {
+        let mut note = |refused: Refused| {
+            problems.push(Problem { file: file.to_owned(), line: refused.line, message: refused.message });
+        };
+        match manifest::documents(file, text) {
+            Ok(documents) => {
+                for (kind, document) in documents {
+                    self.add_document(&kind, &document, nodes).unwrap_or_else(&mut note);
                 }
-                Some("Service") => {
-                    let service: Service = serde_json::from_value(value).context("Service")?;
-                    let key = format!("{}/{}", service.metadata.namespace, service.metadata.name);
-                    self.services.insert(key, service);
-                }
-                _ => {}
             }
+            Err(refused) => note(refused),
+        }
+    }
+
+    fn add_document(&mut self, kind: &str, document: &Document<'_>, nodes: u16) -> Result<(), Refused> {
+        match kind {
+            "Pod" => {
+                let pod: Pod = document.read(|_, _| {})?;
+                check(&pod, nodes).map_err(|(field, reason)| document.refuse(field, reason))?;
+                self.pods.insert(pod.key(), pod);
+            }
+            "Service" => {
+                let service: Service = document.read(|_, _| {})?;
+                let key = format!("{}/{}", service.metadata.namespace, service.metadata.name);
+                self.services.insert(key, service);
+            }
+            _ => {}
         }
         Ok(())
     }
 }
 
-/// What a cluster would do for a Pod and a lab cannot.
-fn check(pod: &Pod) -> Result<()> {
+/// What a cluster would do for a Pod and a lab cannot: the field, and the reason.
+fn check(pod: &Pod, nodes: u16) -> Result<(), (&'static str, String)> {
     let key = pod.key();
-    if pod.spec.node_name.is_none() {
-        bail!("Pod {key}: a lab has no scheduler, so spec.nodeName must say where it runs (node1, node2)");
+    let Some(node) = &pod.spec.node_name else {
+        let reason = "a lab has no scheduler, so spec.nodeName must say where it runs (node1, node2)";
+        return Err(("spec", format!("Pod {key}: {reason}")));
+    };
+    let index = node_index(node).map_err(|e| ("spec.nodeName", format!("Pod {key}: {e}")))?;
+    if index > nodes {
+        return Err(("spec.nodeName", format!("Pod {key}: no {node} in this lab, which has {nodes} nodes")));
     }
     if let Some(c) = pod.spec.containers.iter().find(|c| c.command.is_empty()) {
-        bail!(
-            "Pod {key}: a lab runs no images, so container {:?} needs a `command` that exists on this machine",
+        let reason = format!(
+            "a lab runs no images, so container {:?} needs a `command` that exists on this machine",
             c.name
         );
+        return Err(("spec.containers", format!("Pod {key}: {reason}")));
     }
     Ok(())
 }
 
-fn yaml_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(directory).with_context(|| format!("directory {}", directory.display()))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
-    files.retain(|f| f.extension().is_some_and(|e| e == "yaml" || e == "yml"));
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SHOP: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec:
-  nodeName: node1
-  containers:
-    - name: main
-      command: [weft-echo]
-      ports: [{name: http, containerPort: 8080}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec:
-  clusterIP: 10.96.0.10
-  selector: {app: web}
-  ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 9000}, {port: 82}]
----
-kind: HTTPRoute
-"#;
-
-    #[test]
-    fn pods_and_services_are_read_and_the_rest_is_left_to_the_control_plane() {
-        let mut all = Manifests::default();
-        all.add(SHOP).unwrap();
-        let (pod, service) = (&all.pods["shop/web"], &all.services["shop/web"]);
-        assert!(service.selects(pod));
-        assert_eq!(service.vips(), vec!["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
-        let targets: Vec<_> = service.spec.ports.iter().map(|p| p.target(pod)).collect();
-        assert_eq!(targets, [Some(8080), Some(9000), Some(82)]);
-    }
-
-    #[test]
-    fn a_pod_that_a_lab_cannot_run_is_refused_with_the_way_out() {
-        let no_node = SHOP.replace("nodeName: node1", "restartPolicy: Always");
-        let error = Manifests::default().add(&no_node).unwrap_err();
-        assert!(format!("{error:#}").contains("spec.nodeName"), "{error:#}");
-        let no_command = SHOP.replace("command: [weft-echo]", "image: nginx");
-        let error = Manifests::default().add(&no_command).unwrap_err();
-        assert!(format!("{error:#}").contains("command"), "{error:#}");
-    }
-
-    #[test]
-    fn a_broken_document_does_not_hide_those_before_it() {
-        let mut all = Manifests::default();
-        all.add(&format!("{SHOP}\n---\n: [\n")).unwrap();
-        assert_eq!(all.pods.len(), 1);
-    }
-}
+#[path = "manifest/tests.rs"]
+mod tests;

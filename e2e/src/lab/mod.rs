@@ -89,13 +89,13 @@ impl Lab {
         let user =
             manifests.canonicalize().with_context(|| format!("manifests in {}", manifests.display()))?;
         // Mistakes in the manifests are found before anything is built.
-        Manifests::read(std::slice::from_ref(&user))?;
+        Manifests::read(std::slice::from_ref(&user), options.nodes)?;
         Self::build(name, vec![user], options)
     }
 
     /// Builds the lab `name` from manifests given as text.
     pub fn up_with(name: &str, manifests: &str, options: Options) -> Result<Self> {
-        Manifests::default().add(manifests)?;
+        Manifests::parse("main.yaml", manifests, options.nodes)?;
         let mut lab = Self::build(name, Vec::new(), options)?;
         lab.apply("main", manifests)?;
         Ok(lab)

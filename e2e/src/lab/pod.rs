@@ -25,7 +25,7 @@ impl Lab {
     /// Makes the running pods those of the manifests: starts new ones, ends those no longer there, renews names and
     /// Service rules. Running pods whose text changed stay as they are.
     pub fn reconcile(&mut self) -> Result<()> {
-        let manifests = Manifests::read(&self.state.manifests)?;
+        let manifests = self.manifests()?;
         let gone: Vec<String> =
             self.state.pods.iter().map(PodState::key).filter(|k| !manifests.pods.contains_key(k)).collect();
         for key in &gone {
@@ -50,11 +50,15 @@ impl Lab {
         Ok(())
     }
 
+    fn manifests(&self) -> Result<Manifests> {
+        Manifests::read(&self.state.manifests, self.state.options.nodes)
+    }
+
     /// What there is of a new pod when the container runtime calls its CNI plugins: addresses, a namespace, and no process.
     /// `text`: a manifest with this one Pod in it, written as `file`.
     pub fn sandbox(&mut self, file: &str, text: &str, key: &str) -> Result<PodState> {
         self.write_manifest(file, text)?;
-        let manifests = Manifests::read(&self.state.manifests)?;
+        let manifests = self.manifests()?;
         let pod = manifests.pods.get(key).ok_or_else(|| anyhow!("no Pod {key} in {file}"))?;
         let state = self.place_sandbox(pod)?;
         self.publish(&manifests)?;
@@ -73,9 +77,6 @@ impl Lab {
     fn place_sandbox(&mut self, pod: &Pod) -> Result<PodState> {
         let node = pod.spec.node_name.clone().ok_or_else(|| anyhow!("{} has no node", pod.key()))?;
         let index = network::node_index(&node)?;
-        if index > self.state.options.nodes {
-            bail!("Pod {}: no {node} in this lab, which has {} nodes", pod.key(), self.state.options.nodes);
-        }
         let taken = |slot: u16| self.state.pods.iter().any(|p| p.node == node && p.slot == slot);
         let slot = (FIRST_SLOT..=LAST_SLOT).find(|s| !taken(*s)).ok_or_else(|| anyhow!("{node} is full"))?;
         let state = PodState {
@@ -234,7 +235,7 @@ impl Lab {
     /// Ends and starts one container of a pod; the pod keeps its addresses and its namespace.
     pub fn restart_container(&self, key: &str, container: &str) -> Result<()> {
         let pod = self.pod(key)?;
-        let manifests = Manifests::read(&self.state.manifests)?;
+        let manifests = self.manifests()?;
         let manifest = manifests.pods.get(key).ok_or_else(|| anyhow!("no Pod {key} in the manifests"))?;
         let found = manifest.spec.containers.iter().find(|c| c.name == container);
         let found = found.ok_or_else(|| anyhow!("Pod {key} has no container {container}"))?;

@@ -94,22 +94,25 @@ mod tests {
     }
 
     fn shop() -> (Manifests, Vec<PodState>) {
-        let mut manifests = Manifests::default();
-        let text = "
+        let text = "apiVersion: v1
 kind: Pod
 metadata: {name: a, namespace: shop, labels: {app: web}}
 spec: {nodeName: node1, containers: [{name: c, command: [x]}]}
 ---
+apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ---
+apiVersion: v1
 kind: Service
 metadata: {name: each, namespace: shop}
 spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80}]}
 ";
-        manifests.add(text).unwrap();
-        (manifests, vec![pod("a", "10.244.1.2"), pod("b", "10.244.1.3")])
+        (
+            Manifests::parse("shop.yaml", text, 2).unwrap(),
+            vec![pod("a", "10.244.1.2"), pod("b", "10.244.1.3")],
+        )
     }
 
     #[test]
