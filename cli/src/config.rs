@@ -91,7 +91,8 @@ fn shown(node: &str, answer: &Value) -> String {
             let _ = writeln!(out, "  port {} {}", port["port"], text(&port["protocol"]));
         }
         for route in list(&service["routes"]) {
-            let _ = writeln!(out, "  route {}: {} rules", text(&route["name"]), route["rules"]);
+            let (kind, name) = (text(&route["kind"]), text(&route["name"]));
+            let _ = writeln!(out, "  {kind} {name}: {} rules", route["rules"]);
         }
         if let Some(policy) = service["traffic_policy"].as_str() {
             let _ = writeln!(out, "  traffic policy {policy}");

@@ -72,9 +72,9 @@ fn control(name: &str, status: &Value, now: u64) -> String {
     }
     let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
     for route in list(&status["routes"]).filter(bad) {
-        let (name, parent) = (text(&route["route"]), text(&route["parent"]));
+        let (kind, name) = (text(&route["kind"]), text(&route["route"]));
         let why = format!("{}: {}", text(&route["reason"]), text(&route["message"]));
-        line(&mut out, "route", &format!("{name} at {parent}: {why}"));
+        line(&mut out, "route", &format!("{kind} {name} at {}: {why}", text(&route["parent"])));
     }
     out
 }
@@ -263,9 +263,9 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
             },
             "source": {"files": 3, "errors": [{"file": "shop.yaml", "line": 4, "message": "no kind"}], "warnings": []},
             "routes": [
-                {"route": "shop/good", "parent": "shop/web", "accepted": true, "resolved_refs": true,
+                {"kind": "HTTPRoute", "route": "shop/good", "parent": "shop/web", "accepted": true, "resolved_refs": true,
                  "reason": "Accepted", "message": ""},
-                {"route": "shop/bad", "parent": "shop/web", "accepted": true, "resolved_refs": false,
+                {"kind": "GRPCRoute", "route": "shop/bad", "parent": "shop/web", "accepted": true, "resolved_refs": false,
                  "reason": "BackendNotFound", "message": "backend shop/x:80 cannot be resolved"},
             ],
         });
@@ -279,7 +279,7 @@ control  weft-control 0.1.0  ready
   refused      by node2, 5 s ago: no such port
                node3 is not connected
   error        shop.yaml:4: no kind
-  route        shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
+  route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
 "
         );
     }

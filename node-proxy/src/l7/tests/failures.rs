@@ -1,5 +1,6 @@
 //! What goes wrong: time-outs, retries, dead endpoints, bounds, clients that leave.
 
+use http::Method;
 use tokio::io::AsyncWriteExt;
 use weft_proto::model::{Retry, RetryPolicy};
 
@@ -90,6 +91,34 @@ async fn a_spent_budget_ends_the_repeating() {
     assert_eq!(status, 503);
     assert_eq!(counted(&fake.telemetry, "weft_retries_total"), 0);
     assert_eq!(fake.balancers.totals().budget_spent(), 1);
+}
+
+/// A GRPCRoute knows no retries; a TrafficPolicy that names POST does, and UNAVAILABLE counts as 503.
+#[tokio::test]
+async fn a_grpc_call_that_was_refused_is_repeated_where_the_policy_says_so() {
+    let policy = |methods| RetryPolicy {
+        codes: vec![],
+        attempts: 1,
+        backoff: Some(Duration::from_millis(1)),
+        methods,
+        budget_percent: 100,
+        budget_min_per_s: 100,
+        per_try_timeout: None,
+    };
+    for (methods, retries) in [(vec![Method::POST], 1), (vec![], 0)] {
+        let unavailable = App::http(|_| async {
+            let mut response = answer(200, "");
+            response.headers_mut().insert("grpc-status", 14.into());
+            response
+        });
+        let retry = Some(policy(methods));
+        let fake = Fake::new(vec![unavailable]).policy(TrafficPolicy { retry, ..traffic() });
+        let mut call = request("POST", "/a.Greeter/Hello", "x");
+        call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        let (_, headers, _) = fake.ask(call).await;
+        assert_eq!(headers["grpc-status"], "14");
+        assert_eq!(counted(&fake.telemetry, "weft_retries_total"), retries);
+    }
 }
 
 #[tokio::test]
