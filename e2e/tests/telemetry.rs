@@ -138,3 +138,65 @@ fn a_running_node_shows_every_documented_metric_and_no_other() -> Result<()> {
     }
     Ok(())
 }
+
+const AUDIT: &str = "apiVersion: weft.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: watch, namespace: mesh}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: AUDIT
+  rules:
+  - to:
+    - ports: [9000]
+";
+
+/// Lines of the servers' side of connections to this port that name an AUDIT policy, and all of them.
+fn audited(lab: &Lab, node: &str, port: u16) -> Result<(usize, usize)> {
+    let log = std::fs::read_to_string(lab.access_log(node))?;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let to_port = |line: &serde_json::Value| {
+        let address = line["destination_address"].as_str().unwrap_or_default();
+        address.ends_with(&format!(":{port}")) && line["reporter"] == "destination"
+    };
+    let lines: Vec<_> = lines.filter(to_port).filter(|line| line["kind"] == "connection").collect();
+    let named = |line: &&serde_json::Value| {
+        let audited = line["audited"].as_array();
+        audited.is_some_and(|by| by.iter().any(|by| by == "mesh/watch")) && line["reason"] == "ok"
+    };
+    Ok((lines.iter().filter(named).count(), lines.len()))
+}
+
+#[test]
+fn an_audit_of_connections_is_told_and_changes_nothing() -> Result<()> {
+    let lab = fixture::up("audit", MESH, Options::default())?;
+    let short = |to: &str| {
+        let short = ["tcp", "--to", to, "--mode", "short", "--count", "4", "--parallel", "2"];
+        echo(&lab, "mesh/client", &short)
+    };
+    for (server, node) in [("near", "node1"), ("far", "node2")] {
+        short(&format!("{server}:9000"))?;
+        wait::until(WAIT_MAX, || {
+            let (named, all) = audited(&lab, node, 9000)?;
+            ensure!(named == 0 && all >= 4, "{node}, before the policy: {named} of {all} audited");
+            Ok(())
+        })?;
+    }
+    lab.write_manifest("policy", AUDIT)?;
+    for (server, node) in [("near", "node1"), ("far", "node2")] {
+        // Nobody is refused, before or after; some day soon they are named.
+        wait::until(WAIT_MAX, || {
+            short(&format!("{server}:9000"))?;
+            let (named, all) = audited(&lab, node, 9000)?;
+            ensure!(named > 0, "{node}: none of {all} connections audited");
+            Ok(())
+        })?;
+        // A port that the policy does not name.
+        echo(&lab, "mesh/client", &["tcp", "--to", &format!("{server}:9001"), "--mode", "greet"])?;
+        wait::until(WAIT_MAX, || {
+            let (named, all) = audited(&lab, node, 9001)?;
+            ensure!(named == 0 && all >= 1, "{node}, another port: {named} of {all} audited");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
