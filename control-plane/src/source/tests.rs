@@ -212,3 +212,31 @@ proptest! {
         let _ = manifest::parse("f.yaml", &changed);
     }
 }
+
+/// A node's kernel tables have room for so many of each pod, and for no more.
+#[test]
+fn a_pod_excludes_so_many_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let ports = |count: u16| (1..=count).map(|port| port.to_string()).collect::<Vec<_>>().join(", ");
+    let cidrs = |count: u8| (1..=count).map(|n| format!("10.{n}.0.0/16")).collect::<Vec<_>>().join(",");
+    for (annotation, most, more) in [
+        ("exclude-inbound-ports", ports(32), ports(33)),
+        ("exclude-outbound-ports", ports(32), ports(33)),
+        ("exclude-outbound-cidrs", cidrs(32), cidrs(33)),
+    ] {
+        for (value, refused) in [(most, false), (more, true)] {
+            let pod = format!(
+                "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {{weft.dev/{annotation}: \"{value}\"}}\n"
+            );
+            fs::write(directory.path().join("a.yaml"), pod).unwrap();
+            let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+            scanner.scan(true);
+            let report = scanner.report();
+            assert_eq!(report.errors.len(), usize::from(refused), "{annotation}: {:?}", report.errors);
+            if refused {
+                let told = format!("{:?}", report.errors[0]);
+                assert!(told.contains("33 entries are more than 32"), "{told}");
+            }
+        }
+    }
+}

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use weft_proto::identity::{NamespacedName, PodUid};
+use weft_proto::model::EXCLUSIONS_MAX;
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
@@ -110,7 +112,6 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
     let ready = ready.map_or(!document.is_live(), |c| c.status == "True");
     let labels = metadata.labels.clone().unwrap_or_default();
     let (workload_name, workload_kind) = owner(metadata, &labels, &id.name);
-    let excluded = |name| listed(document, name, annotation(metadata, name).unwrap_or_default());
     let zone = label(metadata, "topology.kubernetes.io/zone").unwrap_or_default();
     Ok(Object::Pod(Arc::new(Pod {
         uid,
@@ -127,17 +128,27 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         zone: zone.into(),
         named_ports: named_ports(document, &spec)?,
         probe_ports: probe_ports(&spec),
-        excluded_inbound_ports: excluded("weft.dev/exclude-inbound-ports")?,
-        excluded_outbound_ports: excluded("weft.dev/exclude-outbound-ports")?,
-        excluded_outbound_cidrs: listed(
-            document,
-            "weft.dev/exclude-outbound-cidrs",
-            annotation(metadata, "weft.dev/exclude-outbound-cidrs").unwrap_or_default(),
-        )?,
+        excluded_inbound_ports: exclusions(document, metadata, "weft.dev/exclude-inbound-ports")?,
+        excluded_outbound_ports: exclusions(document, metadata, "weft.dev/exclude-outbound-ports")?,
+        excluded_outbound_cidrs: exclusions(document, metadata, "weft.dev/exclude-outbound-cidrs")?,
         redirect: annotation(metadata, "weft.dev/redirect") != Some("disabled"),
         labels,
         id,
     })))
+}
+
+/// What an annotation takes out of the mesh. The node has room for so many and no more.
+fn exclusions<T: FromStr>(
+    document: &Document<'_>,
+    metadata: &ObjectMeta,
+    name: &str,
+) -> Result<Vec<T>, Refused> {
+    let listed = listed(document, name, annotation(metadata, name).unwrap_or_default())?;
+    if listed.len() > EXCLUSIONS_MAX {
+        let message = format!("annotation {name}: {} entries are more than {EXCLUSIONS_MAX}", listed.len());
+        return Err(document.refuse("metadata.annotations", message));
+    }
+    Ok(listed)
 }
 
 /// `status.podIPs`, else `status.podIP`, else the annotation `weft.dev/pod-ips`.
