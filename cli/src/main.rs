@@ -10,6 +10,7 @@ mod demo;
 mod kubernetes;
 mod lab;
 mod mesh;
+mod replicas;
 mod status;
 mod summary;
 mod table;

@@ -10,6 +10,7 @@ use weft_e2e::lab::Admin;
 use crate::Format;
 use crate::kubernetes;
 use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
+use crate::replicas::join;
 use crate::summary::summary;
 use crate::table::table;
 
@@ -29,7 +30,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let answers = asked(arguments)?;
+    let mut answers = asked(arguments)?;
+    join(answers.iter_mut().filter_map(|(name, answer)| Some((name.as_str(), answer.as_mut().ok()?))));
     match arguments.output {
         Format::Json => {
             let of = |answer: &Result<Value>| match answer {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::replicas::is_elsewhere;
 use crate::table::table;
 
 /// The summary of one answer: the control plane's has `nodes`, a node's has `node`.
@@ -48,10 +49,17 @@ fn control(name: &str, status: &Value, now: u64) -> String {
     let mut out = format!("{name}  weft-control {}  {ready}\n", text(&status["version"]));
     line(&mut out, "trust domain", text(&status["trust_domain"]));
     let nodes: Vec<_> = status["nodes"].as_object().into_iter().flatten().collect();
-    let in_sync = nodes.iter().filter(|(_, node)| node["in_sync"] == true).count();
+    let is_in_sync = |node: &Value| node["in_sync"] == true || node["elsewhere"]["in_sync"] == true;
+    let in_sync = nodes.iter().filter(|(_, node)| is_in_sync(node)).count();
+    let elsewhere = nodes.iter().filter(|(_, node)| is_elsewhere(node)).count();
     let revision = &status["revision"];
-    line(&mut out, "nodes", &format!("{in_sync} of {} in sync at revision {revision}", nodes.len()));
-    for (node, state) in &nodes {
+    let mut shown = format!("{in_sync} of {} in sync at revision {revision}", nodes.len());
+    if elsewhere > 0 {
+        let _ = write!(shown, ", {elsewhere} of them connected to another replica");
+    }
+    line(&mut out, "nodes", &shown);
+    // What is at another replica is told there.
+    for (node, state) in nodes.iter().filter(|(_, state)| !is_elsewhere(state)) {
         if state["connected"] != true {
             line(&mut out, "", &format!("{node} is not connected"));
         } else if state["in_sync"] != true {
@@ -92,6 +100,9 @@ fn node(name: &str, status: &Value, now: u64) -> String {
     for refusal in list(&status["control"]["refused"]) {
         line(&mut out, "refused", text(refusal));
     }
+    if let Some(installed) = cni(&status["cni"]) {
+        line(&mut out, "cni", &installed);
+    }
     line(&mut out, "redirect", &redirect(&status["kernel"]));
     if let Some(map) = fullest_map(&status["kernel"]["maps"]) {
         line(&mut out, "maps", &map);
@@ -123,6 +134,18 @@ fn control_connection(control: &Value, now: u64) -> String {
         let _ = write!(shown, ", revision {} applied {when}", control["revision"]);
     }
     shown
+}
+
+/// None: new pods do not wait for this node's agent, and shall not.
+fn cni(status: &Value) -> Option<String> {
+    match (status["installed"].as_bool()?, status["configuration"].as_str()) {
+        (true, Some(file)) => Some(format!("new pods wait for the mesh, by {file}")),
+        (true, None) => None,
+        (false, _) => {
+            let why = status["error"].as_str().unwrap_or("not tried yet");
+            Some(format!("NOT INSTALLED, new pods start outside the mesh: {why}"))
+        }
+    }
 }
 
 fn redirect(kernel: &Value) -> String {
@@ -239,9 +262,11 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
             "unready": ["no configuration yet: connection refused"], "connections_live": 0,
             "kernel": {"redirect": false, "redirect_reason": "switched off by --redirect=off"},
             "control": {"connected": false, "last_error": "connection refused"},
+            "cni": {"installed": false, "configuration": null, "error": "/etc/cni/net.d has no network configuration yet"},
         });
         let shown = summary("n", &status, NOW);
         for part in [
+            "cni          NOT INSTALLED, new pods start outside the mesh: /etc/cni/net.d has no",
             "NOT READY: no configuration yet: connection refused",
             "NOT CONNECTED (connection refused)",
             "off: switched off by --redirect=off",
@@ -260,6 +285,8 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
                 "node2": {"connected": true, "in_sync": false, "revisions_behind": 2,
                           "last_nack": {"unix_s": NOW - 5, "revision": 6, "refusals": ["no such port"]}},
                 "node3": {"connected": false, "in_sync": false},
+                "node4": {"connected": false, "in_sync": false, "elsewhere": {"replica": "other", "in_sync": true},
+                          "last_nack": {"unix_s": NOW - 500, "revision": 1, "refusals": ["long ago"]}},
             },
             "source": {"files": 3, "errors": [{"file": "shop.yaml", "line": 4, "message": "no kind"}], "warnings": []},
             "routes": [
@@ -274,7 +301,7 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
             "\
 control  weft-control 0.1.0  ready
   trust domain cluster.local
-  nodes        1 of 3 in sync at revision 7
+  nodes        2 of 4 in sync at revision 7, 1 of them connected to another replica
                node2 is 2 revisions behind
   refused      by node2, 5 s ago: no such port
                node3 is not connected

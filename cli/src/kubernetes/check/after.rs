@@ -7,6 +7,7 @@ use x509_parser::pem::Pem;
 
 use super::facts::{InstalledFacts, WorkloadFacts};
 use super::finding::Finding;
+use crate::replicas::is_elsewhere;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// A root's successor is to be known to all nodes well before it ends.
@@ -170,7 +171,7 @@ fn control(name: &str, status: &Value) -> Vec<Finding> {
     let mut connected = 0;
     for (node, state) in status["nodes"].as_object().into_iter().flatten() {
         connected += usize::from(state["connected"] == true);
-        if let Some(nack) = state["last_nack"].as_object() {
+        if let Some(nack) = state["last_nack"].as_object().filter(|_| !is_elsewhere(state)) {
             let why: Vec<&str> = list(&nack["refusals"]).map(text).collect();
             findings.push(Finding::error(
                 &what,
@@ -213,7 +214,9 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     if let Some(failure) = status["kernel"]["error"].as_str() {
         error(format!("the kernel's maps cannot be read: {failure}"), "see the log of its weft-node");
     }
-    if let Some(failure) = status["cni"]["error"].as_str() {
+    // Readiness says it too, in a version that knows of it.
+    let told = list(&status["unready"]).any(|reason| text(reason).contains("CNI plugin"));
+    if let Some(failure) = status["cni"]["error"].as_str().filter(|_| !told) {
         error(
             format!("the CNI plugin: {failure}"),
             "new pods may start outside the mesh until that is repaired",

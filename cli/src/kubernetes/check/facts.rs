@@ -21,6 +21,7 @@ use super::super::readiness::{self, Progress, Workload};
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
 use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL};
+use crate::replicas::join;
 
 /// A verb on a resource of a group, in Weft's namespace or in all.
 const PERMISSIONS: [(&str, &str, &str, bool); 12] = [
@@ -257,7 +258,8 @@ async fn workload(
     progress: Progress,
     labels: &BTreeMap<String, String>,
 ) -> Result<WorkloadFacts> {
-    let answers = sources::answers(cluster, of, "/status").await?;
+    let mut answers = sources::answers(cluster, of, "/status").await?;
+    join(answers.iter_mut().filter_map(|one| Some((one.name.as_str(), one.value.as_mut().ok()?))));
     let told = |answer: sources::Answer| (answer.name, answer.value.map_err(|error| format!("{error:#}")));
     Ok(WorkloadFacts {
         progress,
