@@ -98,7 +98,8 @@ pub enum PodState {
 }
 
 impl Node {
-    /// Ready to serve: a configuration was applied, and the node is not ending.
+    /// Ready to serve: a configuration was applied, new pods wait for this agent where that was asked for, and the node is not ending.
+    /// A pod that cannot be set up is that pod's trouble, and no reason here.
     pub fn ready(&self) -> bool {
         self.unready().is_empty()
     }
@@ -113,6 +114,8 @@ impl Node {
         if !control.synced {
             let why = control.last_error.as_deref().unwrap_or("waiting for the first configuration");
             reasons.push(format!("no configuration yet: {why}"));
+        } else if self.settings.cni.as_ref().is_some_and(|cni| cni.host.is_some()) {
+            reasons.extend(self.cni.borrow().unready());
         }
         reasons
     }

@@ -40,6 +40,19 @@ pub struct CniStatus {
     pub error: Option<String>,
 }
 
+impl CniStatus {
+    /// Why new pods would start without the mesh.
+    pub(crate) fn unready(&self) -> Option<String> {
+        match &self.error {
+            _ if self.installed => None,
+            Some(error) => {
+                Some(format!("the CNI plugin is not installed, new pods start outside the mesh: {error}"))
+            }
+            None => Some("the CNI plugin is not installed yet".to_owned()),
+        }
+    }
+}
+
 /// Installs the plugin as soon as this agent can answer it, and keeps it there until the node drains. A pod that starts before its node
 /// ever had a configuration starts outside the mesh, as if Weft were not there yet; on a node that had one, the entry is there already.
 pub async fn install_once_in_sync(node: Arc<Node>) {
@@ -164,10 +177,14 @@ mod tests {
         let list = r#"{"name":"k8s","cniVersion":"1.0.0","plugins":[{"type":"bridge"}]}"#;
         let file = at("net.d/10-a.conflist");
 
+        assert_eq!(status.borrow().unready().as_deref(), Some("the CNI plugin is not installed yet"));
         let empty = status.wait_for(|it| it.error.is_some()).await.unwrap().clone();
+        assert!(empty.unready().unwrap().contains("new pods start outside the mesh"));
         assert!(empty.error.unwrap().contains("no network configuration"));
         fs::write(&file, list).unwrap();
-        let written = status.wait_for(|it| it.installed).await.unwrap().written;
+        let written = status.wait_for(|it| it.installed).await.unwrap().clone();
+        assert_eq!(written.unready(), None);
+        let written = written.written;
         assert!(fs::read_to_string(&file).unwrap().contains("weft-cni"));
 
         fs::write(&file, list).unwrap();
@@ -179,6 +196,11 @@ mod tests {
         assert!(broken.contains("10-a.conflist") && broken.contains("not JSON"), "{broken}");
         fs::write(&file, list).unwrap();
         status.wait_for(|it| it.installed && it.error.is_none()).await.unwrap();
+        // An image without the plugin.
+        fs::rename(at("weft-cni"), at("elsewhere")).unwrap();
+        fs::write(&file, list).unwrap();
+        let missing = status.wait_for(|it| !it.installed).await.unwrap().unready().unwrap();
+        assert!(missing.contains("weft-cni: No such file"), "{missing}");
         end.cancel();
         kept.await.unwrap();
     }
