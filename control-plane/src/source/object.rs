@@ -149,7 +149,10 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     pub id: NamespacedName,
+    /// As its kubelet has it: in the cgroup tree and for CNI plugins.
     pub uid: PodUid,
+    /// The UID of the mirror that the API shows of a static pod. None: the same.
+    pub mirror_uid: Option<PodUid>,
     pub labels: Labels,
     /// Pod label `weft.dev/mesh`.
     pub mesh: Option<bool>,
@@ -227,7 +230,8 @@ pub struct PodReference {
 
 impl PodReference {
     pub fn is(&self, pod: &Pod) -> bool {
-        self.id == pod.id && self.uid.as_ref().is_none_or(|uid| *uid == pod.uid)
+        self.id == pod.id
+            && self.uid.as_ref().is_none_or(|uid| uid == pod.mirror_uid.as_ref().unwrap_or(&pod.uid))
     }
 }
 

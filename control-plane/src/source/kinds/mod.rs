@@ -24,6 +24,7 @@ use super::manifest::{Document, Refused};
 use super::object::Object;
 
 pub use self::pod::PodStatus;
+pub(crate) use self::pod::{STATIC_HASH, STATIC_MIRROR};
 
 /// What a document holds.
 #[derive(Debug, Clone, PartialEq)]

@@ -16,6 +16,10 @@ use super::super::object::{Object, Pod};
 use super::probes::probe_ports;
 use super::{Envelope, annotation, id_of, label, listed, read_core};
 
+/// What a kubelet writes into the mirror of a static pod.
+pub(crate) const STATIC_HASH: &str = "kubernetes.io/config.hash";
+pub(crate) const STATIC_MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Addresses, place and readiness of a Pod of the same name. Overrides what the Pod's own manifest says.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PodStatus {
@@ -70,6 +74,16 @@ fn uid_of(document: &Document<'_>, path: &str, text: &str) -> Result<PodUid, Ref
     text.parse().map_err(|_| document.refuse(path, format!("{path}: {text:?} is not a pod UID")))
 }
 
+/// A static pod comes from a file of its kubelet, which knows it by the hash of that file; the API shows a mirror with a UID of its own.
+/// A hash has 32 digits and no dash, so nobody can take an ordinary pod's place with it.
+fn static_uid(metadata: &ObjectMeta) -> Option<PodUid> {
+    let hash = annotation(metadata, STATIC_HASH)?;
+    let is_hash = hash.len() == 32 && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let mirrored = annotation(metadata, STATIC_MIRROR) == Some(hash);
+    let of_node = metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Node");
+    if is_hash && mirrored && of_node { hash.parse().ok() } else { None }
+}
+
 /// A stable UID for a Pod that has none: the same name always gives the same UID.
 fn derived_uid(id: &NamespacedName) -> Option<PodUid> {
     let fnv = |basis: u64| {
@@ -97,6 +111,10 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         Some(uid) => uid_of(document, "metadata.uid", uid)?,
         None => derived_uid(&id).ok_or_else(|| document.refuse("metadata", "no UID can be derived"))?,
     };
+    let (uid, mirror_uid) = match static_uid(metadata) {
+        Some(of_kubelet) => (of_kubelet, Some(uid)),
+        None => (uid, None),
+    };
     let mesh = match label(metadata, "weft.dev/mesh") {
         None => None,
         Some("enabled") => Some(true),
@@ -115,6 +133,7 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
     let zone = label(metadata, "topology.kubernetes.io/zone").unwrap_or_default();
     Ok(Object::Pod(Arc::new(Pod {
         uid,
+        mirror_uid,
         mesh,
         service_account: spec.service_account_name.as_deref().unwrap_or("default").into(),
         node: spec.node_name.as_deref().filter(|node| !node.is_empty()).map(Into::into),

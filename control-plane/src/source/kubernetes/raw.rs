@@ -13,7 +13,7 @@ use serde_json::Value;
 use weft_proto::identity::NamespacedName;
 
 use super::kinds::Watched;
-use crate::source::kinds::{self, Parsed};
+use crate::source::kinds::{self, Parsed, STATIC_HASH, STATIC_MIRROR};
 use crate::source::manifest::Document;
 use crate::source::object::{Kind, Object, ObjectKey};
 use crate::source::subjects::Subject;
@@ -28,13 +28,18 @@ pub(super) struct Raw {
     value: Value,
 }
 
+fn is_needed(annotation: &str) -> bool {
+    annotation.starts_with("weft.dev/") && annotation != CLAIMED_ADDRESSES
+        || matches!(annotation, STATIC_HASH | STATIC_MIRROR)
+}
+
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("managedFields");
             if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-                annotations.retain(|name, _| name.starts_with("weft.dev/") && name != CLAIMED_ADDRESSES);
+                annotations.retain(|name, _| is_needed(name));
             }
         }
         let metadata = value.get("metadata").map(ObjectMeta::deserialize);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::super::raw::{Raw, reduce};
 use super::*;
-use crate::source::object::Kind;
+use crate::source::object::{Kind, PodReference};
 
 fn at(kind: Kind) -> usize {
     WATCHED.iter().position(|watched| watched.kind == kind).unwrap()
@@ -140,6 +140,45 @@ fn what_cannot_be_used_keeps_its_last_good_version_and_says_why() {
     );
     assert!(take(&mut state, Kind::AuthorizationPolicy, Told::Deleted(key)).is_empty());
     assert!(state.report().errors.is_empty() && state.subjects.all().is_empty());
+}
+
+#[test]
+fn a_static_pod_has_the_uid_of_its_kubelet_and_is_named_in_slices_by_its_mirrors() {
+    let hash = "0a1b2c3d111122223333444455556666";
+    let read = |change: fn(&mut serde_json::Value)| {
+        let mut pod = json!({
+            "metadata": {"name": "proxy-n1", "namespace": "shop", "uid": "11111111-2222-3333-4444-555555555555",
+                "annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash,
+                    "kubernetes.io/config.source": "file"},
+                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n", "controller": true}]},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c"}]},
+        });
+        change(&mut pod["metadata"]);
+        match item(Kind::Pod, pod).outcome {
+            Ok(Some(Object::Pod(pod))) => pod,
+            other => panic!("{other:?}"),
+        }
+    };
+    let pod = read(|_| ());
+    assert_eq!(pod.uid.as_str(), hash);
+    let reference = |uid: &str| PodReference { id: pod.id.clone(), uid: Some(uid.parse().unwrap()) };
+    assert!(reference("11111111-2222-3333-4444-555555555555").is(&pod) && !reference(hash).is(&pod));
+    // Nobody takes another pod's place: the annotations alone are anybody's to write.
+    let spoils: [fn(&mut serde_json::Value); 4] = [
+        |metadata| metadata["ownerReferences"] = json!([]),
+        |metadata| metadata["annotations"]["kubernetes.io/config.mirror"] = json!("x"),
+        |metadata| {
+            metadata["annotations"] = json!({"kubernetes.io/config.hash": "0a1b2c3d111122223333444455556666"})
+        },
+        |metadata| {
+            let uid = "99999999-2222-3333-4444-555555555555";
+            metadata["annotations"] =
+                json!({"kubernetes.io/config.hash": uid, "kubernetes.io/config.mirror": uid});
+        },
+    ];
+    for spoil in spoils {
+        assert_eq!(read(spoil).uid.as_str(), "11111111-2222-3333-4444-555555555555");
+    }
 }
 
 #[test]
