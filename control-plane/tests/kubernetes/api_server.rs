@@ -125,13 +125,21 @@ impl ApiServer {
     fn write_kubeconfig(&self) {
         let ca = self.directory.path().join("ca.pem");
         let server = format!("'https://{}', certificate-authority: '{}'", self.address, ca.display());
-        std::fs::write(self.kubeconfig(), kubeconfig_of(&server)).unwrap();
+        std::fs::write(self.kubeconfig(), kubeconfig_of(&server, ADMIN_TOKEN)).unwrap();
+    }
+
+    /// Of who has this token.
+    pub(crate) fn kubeconfig_of(&self, token: &str) -> PathBuf {
+        let text = std::fs::read_to_string(self.kubeconfig()).unwrap().replace(ADMIN_TOKEN, token);
+        let file = self.directory.path().join("kubeconfig-of-a-token");
+        std::fs::write(&file, text).unwrap();
+        file
     }
 
     /// Of the same administrator, by way of a proxy on loopback.
     pub(crate) fn kubeconfig_by(&self, proxy: SocketAddr) -> PathBuf {
         let file = self.directory.path().join("kubeconfig-proxy");
-        std::fs::write(&file, kubeconfig_of(&format!("'http://{proxy}'"))).unwrap();
+        std::fs::write(&file, kubeconfig_of(&format!("'http://{proxy}'"), ADMIN_TOKEN)).unwrap();
         file
     }
 
@@ -166,11 +174,11 @@ impl ApiServer {
     }
 }
 
-fn kubeconfig_of(server: &str) -> String {
+fn kubeconfig_of(server: &str, token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters: [{{name: test, cluster: {{server: {server}}}}}]\n\
-         users: [{{name: admin, user: {{token: {ADMIN_TOKEN}}}}}]\n\
+         users: [{{name: admin, user: {{token: {token}}}}}]\n\
          contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n"
     )
 }

@@ -254,6 +254,105 @@ async fn a_cluster_reaches_the_nodes_and_its_status_comes_back() {
     control.stop().await;
 }
 
+fn traffic_policy(name: &str) -> String {
+    format!(
+        "{{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: {name}, namespace: shop}}, spec: {{targetRefs: \
+         [{{group: '', kind: Service, name: backend}}], ejection: {{consecutiveFailures: 3}}}}}}"
+    )
+}
+
+/// Each mistake is told by a condition on the object, and what is right beside it is at the nodes.
+#[tokio::test]
+async fn what_is_wrong_with_an_object_stands_on_it_and_the_rest_goes_on() {
+    let server = ApiServer::start(&[]).await;
+    let client = shop(&server).await;
+    install(&client, &gateway_api("httproutes")).await;
+    apply(&client, &label("enabled")).await.unwrap();
+    let control = control(&server).await;
+    let mut node = Node::connect(control.grpc_address, &client, "node-1").await;
+    node.until(&uid(&client, "backend").await).await;
+    let named = |name: &str| ROUTE.replace("name: split", &format!("name: {name}"));
+
+    // A Service that selects nothing: known to nodes, without endpoints; routes to it are right.
+    let empty = "{apiVersion: v1, kind: Service, metadata: {name: empty, namespace: shop}, spec: {selector: {app: nobody}, \
+                 ports: [{port: 80, appProtocol: http}]}}";
+    apply(&client, empty).await.unwrap();
+    node.until("shop/empty").await;
+    let to_empty = named("to-empty").replace("backendRefs: [{name: backend", "backendRefs: [{name: empty");
+    apply(&client, &to_empty).await.unwrap();
+    node.until("shop/to-empty").await;
+    conditions(&client, &to_empty, &[("Accepted", "True", ""), ("ResolvedRefs", "True", "")]).await;
+
+    // Backends that are none: a Service that is not there, another kind, another port.
+    for (name, from, to, reason) in [
+        (
+            "nowhere",
+            "backendRefs: [{name: backend,",
+            "backendRefs: [{name: nowhere,",
+            "there is no Service shop/nowhere",
+        ),
+        (
+            "a-secret",
+            "backendRefs: [{name: backend,",
+            "backendRefs: [{group: '', kind: Secret, name: backend,",
+            "InvalidKind",
+        ),
+        (
+            "a-port",
+            "backendRefs: [{name: backend, port: 80}]",
+            "backendRefs: [{name: backend, port: 81}]",
+            "BackendNotFound",
+        ),
+    ] {
+        let route = named(name).replace(from, to);
+        apply(&client, &route).await.unwrap();
+        conditions(&client, &route, &[("Accepted", "True", ""), ("ResolvedRefs", "False", reason)]).await;
+    }
+    // Parents that are none.
+    for (name, from, to, reason) in [
+        (
+            "no-parent",
+            "kind: Service, name: backend,",
+            "kind: Service, name: nowhere,",
+            "there is no Service shop/nowhere",
+        ),
+        (
+            "no-port",
+            "name: backend, port: 80}], rules",
+            "name: backend, port: 81}], rules",
+            "Service shop/backend has no such port",
+        ),
+    ] {
+        let route = named(name).replace(from, to);
+        apply(&client, &route).await.unwrap();
+        conditions(&client, &route, &[("Accepted", "False", reason)]).await;
+    }
+    // Two of the same Service that say the same: the first by name counts, the other is told which.
+    for name in ["a-limit", "b-limit"] {
+        apply(&client, &traffic_policy(name)).await.unwrap();
+    }
+    conditions(&client, &traffic_policy("a-limit"), &[("Accepted", "True", "")]).await;
+    conditions(&client, &traffic_policy("b-limit"), &[("Accepted", "False", "TrafficPolicy a-limit")]).await;
+    // What a client sends without strict validation loses the field that nobody knows, and kubectl is told.
+    let misspelt = POLICY.replace("action: DENY", "action: DENY, slector: {}");
+    let refused = apply(&client, &misspelt).await.unwrap_err().to_string();
+    assert!(refused.contains("slector"), "{refused}");
+    // What the schema takes and the parser does not, is refused as a whole, by name.
+    let reports = control.world.report.clone();
+    apply(&client, "{apiVersion: v1, kind: Pod, metadata: {name: odd, namespace: shop, labels: {weft.dev/mesh: maybe}}, spec: \
+                    {nodeName: node-1, containers: [{name: c, image: i}]}}").await.unwrap();
+    until("the odd pod's error", async || {
+        let report = reports.borrow().clone();
+        report.errors.iter().any(|error| error.to_string().contains("Pod shop/odd: ")).then_some(())
+    })
+    .await;
+    // All the while, what is right arrives.
+    apply(&client, POLICY).await.unwrap();
+    node.until("shop/deny").await;
+    conditions(&client, POLICY, &[("Accepted", "True", "")]).await;
+    control.stop().await;
+}
+
 #[tokio::test]
 async fn every_replica_serves_and_another_one_goes_on_writing_status() {
     let server = ApiServer::start(&[]).await;

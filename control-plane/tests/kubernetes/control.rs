@@ -61,6 +61,18 @@ impl Control {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Ends it as a kubelet does, and returns its log.
+    pub(crate) async fn ended(mut self) -> String {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        let end = tokio::time::Instant::now() + WAIT_MAX;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(tokio::time::Instant::now() < end, "weft-control does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.log()
+    }
+
     /// Waits for a line of the log.
     pub(crate) async fn says(&self, wanted: &str) {
         until(&format!("{wanted:?} in the log"), || async { self.log().contains(wanted).then_some(()) })

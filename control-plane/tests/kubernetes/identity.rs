@@ -17,6 +17,7 @@ use weft_proto::v1::certificates_client::CertificatesClient;
 
 use super::api_server::ApiServer;
 use super::control::{Control, csr, until};
+use super::node::Node;
 
 pub(super) const NAMESPACE: &str = "weft-system";
 
@@ -117,6 +118,7 @@ async fn a_node_is_who_the_api_server_says_and_its_pods_are_looked_up() {
     let control = Control::start(&server, "control");
     let root = published(&client).await;
 
+    control.says("the cluster has no ClusterTrustBundle").await;
     let own = Some(("agent", agent.as_str()));
     let good = token(&client, NAMESPACE, "weft-node", "weft-control", own).await;
     let no_audience = token(&client, NAMESPACE, "weft-node", "https://kubernetes.default.svc", own).await;
@@ -208,6 +210,8 @@ async fn replicas_share_one_authority_and_follow_it_through_a_rotation() {
         replica.says("published as a ClusterTrustBundle").await;
     }
 
+    let of_old = Node::connect(replicas[0].address, &client, "node-1").await;
+
     // What cannot sign is told by name, and nothing changes.
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let mut params = CertificateParams::default();
@@ -242,8 +246,11 @@ async fn replicas_share_one_authority_and_follow_it_through_a_rotation() {
     let third = Control::start(&server, "three");
     third.says("weft-control is up").await;
     assert_eq!(third.status().await["authority"]["roots"].as_array().unwrap().len(), 2);
-    // The old root is taken out by hand, and stays out once it no longer signs.
+    // All who had the old key are gone in the middle of it: what it signed is believed still, also at a new connection.
     drop(replicas);
+    let mut again = of_old.again(third.address, &both).await;
+    again.delta().await;
+    // The old root is taken out by hand, and stays out once it no longer signs.
     let change = serde_json::json!({ "data": { "previous.pem": null } });
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
     maps.patch("weft-trust-bundle", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();

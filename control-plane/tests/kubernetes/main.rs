@@ -9,5 +9,6 @@ mod identity;
 mod node;
 mod outages;
 mod proxy;
+mod rights;
 mod routes;
 mod schema;

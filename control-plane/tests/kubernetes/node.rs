@@ -16,6 +16,8 @@ use weft_proto::v1::{self, node_message::Message};
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(40);
 
 pub(crate) struct Node {
+    name: String,
+    shown: Identity,
     out: mpsc::Sender<v1::NodeMessage>,
     inbound: Streaming<v1::Delta>,
 }
@@ -56,17 +58,26 @@ impl Node {
     pub(crate) async fn connect(address: std::net::SocketAddr, client: &Client, name: &str) -> Self {
         let read = authority(client).await;
         let root = read("ca.crt");
+        Self::show(address, &root, name, identity(&read, name)).await
+    }
+
+    /// The same node with the certificate that it has, at another replica.
+    pub(crate) async fn again(self, address: std::net::SocketAddr, root: &str) -> Self {
+        Self::show(address, root, &self.name, self.shown).await
+    }
+
+    async fn show(address: std::net::SocketAddr, root: &str, name: &str, shown: Identity) -> Self {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(root))
             .domain_name("weft-control")
-            .identity(identity(&read, name));
+            .identity(shown.clone());
         let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap().tls_config(tls).unwrap();
         let (out, stream) = mpsc::channel(8);
         let hello = v1::Hello { node: name.into(), agent_version: "test".into(), known: Vec::new() };
         out.send(v1::NodeMessage { message: Some(Message::Hello(hello)) }).await.unwrap();
         let channel = endpoint.connect().await.unwrap();
         let answer = DiscoveryClient::new(channel).subscribe(ReceiverStream::new(stream)).await.unwrap();
-        Self { out, inbound: answer.into_inner() }
+        Self { name: name.into(), shown, out, inbound: answer.into_inner() }
     }
 
     /// The next delta, whole and acknowledged.

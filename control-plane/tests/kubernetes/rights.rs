@@ -1,0 +1,79 @@
+//! The rights that the chart gives weft-control are enough for all that it does, and no request is refused for want of one.
+
+use std::path::Path;
+
+use super::api_server::ApiServer;
+use super::cluster::{POLICY, ROUTE, apply, conditions, gateway_api, install, label, shop};
+use super::control::Control;
+use super::identity::{NAMESPACE, account, pod, published, token};
+use super::node::Node;
+
+const RIGHTS: [&str; 4] = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+
+/// The documents of the rendered manifest that are of these kinds.
+fn rendered(kinds: &[&str]) -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weft.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let is_wanted = |document: &&str| {
+        let kind = document.lines().find_map(|line| line.strip_prefix("kind: "));
+        kind.is_some_and(|kind| kinds.contains(&kind.trim()))
+    };
+    text.split("\n---\n").filter(is_wanted).map(Into::into).collect()
+}
+
+#[tokio::test]
+async fn the_charts_rights_are_enough_and_none_is_missing() {
+    let server = ApiServer::start(&[
+        "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
+        "--feature-gates=ClusterTrustBundle=true",
+    ])
+    .await;
+    let client = shop(&server).await;
+    for kind in ["httproutes", "grpcroutes", "referencegrants"] {
+        install(&client, &gateway_api(kind)).await;
+    }
+    apply(&client, &label("enabled")).await.unwrap();
+    account(&client, NAMESPACE, "weft-control").await;
+    account(&client, NAMESPACE, "weft-node").await;
+    let rights = rendered(&RIGHTS);
+    assert_eq!(rights.len(), 6, "{rights:?}");
+    for document in &rights {
+        apply(&client, document).await.unwrap();
+    }
+    let own = token(&client, NAMESPACE, "weft-control", "https://kubernetes.default.svc", None).await;
+    let control = Control::start_by(&server, &server.kubeconfig_of(&own), "control", &["--watch-time=4s"]);
+    control.says("weft-control is up").await;
+    control.says("published as a ClusterTrustBundle").await;
+
+    // Every kind is listed and watched, or nodes would not be served.
+    let mut node = Node::connect_when_served(control.address, &client, "node-1").await;
+    apply(&client, ROUTE).await.unwrap();
+    node.until("shop/split").await;
+    apply(&client, POLICY).await.unwrap();
+    node.until("shop/deny").await;
+    let programmed = [("Programmed", "False", "1 of 2 nodes have it")];
+    conditions(&client, POLICY, &programmed).await;
+    conditions(&client, ROUTE, &[("Accepted", "True", "")]).await;
+
+    // Tokens, and a pod that the watch need not have brought yet.
+    let agent = pod(&client, NAMESPACE, "agent", "node-2", "weft-node").await;
+    let shown = token(&client, NAMESPACE, "weft-node", "weft-control", Some(("agent", agent.as_str()))).await;
+    control.sign_node(&published(&client).await, &shown).await.unwrap();
+
+    // A second replica: whose nodes are counted, and whose Lease is taken away by name.
+    let second = Control::start_by(&server, &server.kubeconfig_of(&own), "second", &["--watch-time=4s"]);
+    let mut other = Node::connect_when_served(second.address, &client, "node-2").await;
+    other.until("shop/deny").await;
+    conditions(&client, POLICY, &[("Programmed", "True", "2 of 2 nodes have it")]).await;
+    for replica in [control, second] {
+        let log = replica.ended().await;
+        for refusal in ["403", "Forbidden", "forbidden"] {
+            assert!(!log.contains(refusal), "{log}");
+        }
+    }
+    let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
+        kube::Api::namespaced(client.clone(), NAMESPACE);
+    let left = leases.list(&kube::api::ListParams::default()).await.unwrap();
+    let names: Vec<_> = left.items.iter().filter_map(|lease| lease.metadata.name.as_deref()).collect();
+    assert_eq!(names, ["weft-control"]);
+}
