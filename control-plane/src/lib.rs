@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::Pages;
 use crate::authority::{Authenticate, Authority, JoinTokens, Lifetimes, LivePods, TokenReviews};
 use crate::index::Index;
 use crate::line_quota::LineQuota;
@@ -43,6 +44,7 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 /// A running control plane.
 pub struct Running {
     pub grpc_address: SocketAddr,
+    pub metrics_address: Option<SocketAddr>,
     pub world: Arc<World>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -105,6 +107,14 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let grpc_address = listener.local_addr()?;
     let admin =
         admin::bind(&settings.admin).await.with_context(|| format!("admin endpoint {:?}", settings.admin))?;
+    let metrics = match settings.metrics_address {
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address).await;
+            Some(listener.with_context(|| format!("--metrics-address {address}"))?)
+        }
+        None => None,
+    };
+    let metrics_address = metrics.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
     let certificate = Arc::new(ServerCertificate::issue(&world)?);
     let (batches, received) = mpsc::channel(BATCHES_UNDER_WAY_MAX);
     let sink = Sink { batches, report: report_sender, subjects: world.subjects.clone() };
@@ -116,15 +126,19 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
         source,
         tokio::spawn(take_in(world.clone(), received)),
         tokio::spawn(renew(world.clone(), certificate.clone(), lifetimes.server / 2, stop.clone())),
-        tokio::spawn(admin::serve(world.clone(), admin, stop.clone())),
+        tokio::spawn(admin::serve(world.clone(), admin, Pages::All, stop.clone())),
         tokio::spawn(serve(world.clone(), listener, certificate, stop.clone())),
     ];
+    if let Some(listener) = metrics {
+        let listener = admin::Listener::Tcp(listener);
+        tasks.push(tokio::spawn(admin::serve(world.clone(), listener, Pages::Metrics, stop.clone())));
+    }
     if let Some(client) = world.client.clone() {
         let status = status::run(world.clone(), client, settings.namespace.clone(), stop.clone());
         tasks.push(tokio::spawn(status));
     }
     tracing::info!(%grpc_address, "weft-control is up");
-    Ok(Running { grpc_address, world, stop, tasks })
+    Ok(Running { grpc_address, metrics_address, world, stop, tasks })
 }
 
 async fn serve(

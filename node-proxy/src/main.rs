@@ -192,6 +192,13 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
             .await
             .context("cannot open the admin endpoint")?;
     tokio::spawn(admin);
+    if let Some(address) = node.settings.metrics_address {
+        let (telemetry, drain) = (node.telemetry.clone(), node.drain.clone());
+        let served = admin::serve_metrics(address, admin_sources(&node), telemetry, drain).await;
+        let (address, metrics) = served.context("cannot open the metrics endpoint")?;
+        info!(%address, "metrics and health are served there to everybody");
+        tokio::spawn(metrics);
+    }
     if let Some(settings) = &node.settings.cni {
         let agent = cni::serve(&settings.socket, &node, &enroller)
             .with_context(|| format!("cannot open the CNI socket {}", settings.socket.display()))?;

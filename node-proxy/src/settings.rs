@@ -114,6 +114,10 @@ pub struct RunArguments {
     /// Where the admin endpoint listens: unix:/path or a loopback address with port
     #[arg(long, env = "WEFT_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
     admin: String,
+    /// IP:PORT for /metrics, /healthz and /readyz alone, for a scraper on another machine: plain HTTP, open to whoever reaches it
+    /// [default: none]
+    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_name = "IP:PORT")]
+    metrics_address: Option<String>,
     /// Join sockets of one node in the kernel: auto (where the start-up probe passes) or off
     #[arg(long, env = "WEFT_REDIRECT", value_name = "auto|off", default_value = "auto")]
     redirect: String,
@@ -194,6 +198,15 @@ impl FromStr for AdminAddress {
     }
 }
 
+/// `10.0.0.1:15020`, `[fd00::1]:15020`; and `fd00::1:15020`, as it comes of `$(HOST_IP):15020`.
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || format!("{text:?} is not an IP address with a port");
+    text.parse().or_else(|_| {
+        let (ip, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        Ok(SocketAddr::new(ip.parse().map_err(|_| wrong())?, port.parse().map_err(|_| wrong())?))
+    })
+}
+
 /// Which records the access log has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessLog {
@@ -214,6 +227,8 @@ pub struct Settings {
     pub cgroup_root: PathBuf,
     pub pin_dir: PathBuf,
     pub admin: AdminAddress,
+    /// Where only metrics and health are served, for others than this machine.
+    pub metrics_address: Option<SocketAddr>,
     /// Use sk_msg acceleration where the probe passes.
     pub redirect: bool,
     /// Intercepted connections at a time.
@@ -256,6 +271,9 @@ impl TryFrom<RunArguments> for Settings {
             admin: check
                 .parsed("--admin", typed.admin.parse())
                 .unwrap_or_else(|| AdminAddress::Unix(PathBuf::new())),
+            metrics_address: typed
+                .metrics_address
+                .and_then(|text| check.parsed("--metrics-address", metrics_address(&text))),
             redirect: check.one_of("--redirect", &typed.redirect, &[("auto", true), ("off", false)]),
             flows_max: check.number("--flows-max", &typed.flows_max, FLOWS_MIN, FLOWS_MAX),
             connections_per_pod: check.number(
@@ -488,6 +506,23 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(text.parse::<AdminAddress>().is_ok(), local, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_scrapers_address_may_be_written_without_brackets() {
+        for (text, address) in [
+            ("10.0.0.1:15020", "10.0.0.1:15020"),
+            ("[fd00::1]:15020", "[fd00::1]:15020"),
+            ("fd00::1:15020", "[fd00::1]:15020"),
+        ] {
+            let settings = parse(&format!("{GOOD} --metrics-address {text}")).unwrap();
+            assert_eq!(settings.metrics_address, Some(address.parse().unwrap()), "{text}");
+        }
+        assert_eq!(parse(GOOD).unwrap().metrics_address, None);
+        for wrong in ["15020", "10.0.0.1", "10.0.0.1:x", "node:15020"] {
+            let told = parse(&format!("{GOOD} --metrics-address {wrong}")).unwrap_err().to_string();
+            assert!(told.contains("--metrics-address: "), "{told}");
         }
     }
 

@@ -1,4 +1,5 @@
-//! The admin endpoint: /healthz /readyz /metrics /status /config_dump, on a Unix socket or loopback only.
+//! The admin endpoint: /healthz /readyz /metrics /status /config_dump, on a Unix socket or loopback only; and where it is asked for, the
+//! first three at an address that a scraper reaches.
 //!
 //! Reads, never changes. No join token and no key is in any answer.
 
@@ -38,6 +39,14 @@ const SOCKET_MODE: u32 = 0o600;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
 
+/// What is served at a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    All,
+    /// Only what anybody may see.
+    Metrics,
+}
+
 pub enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -67,7 +76,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
-pub async fn serve(world: Arc<World>, listener: Listener, stop: CancellationToken) {
+pub async fn serve(world: Arc<World>, listener: Listener, pages: Pages, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
@@ -76,7 +85,7 @@ pub async fn serve(world: Arc<World>, listener: Listener, stop: CancellationToke
             () = stop.cancelled() => return,
             accepted = accept(&listener) => match accepted {
                 Ok(stream) => drop(tokio::spawn(async move {
-                    connection(world, stream).await;
+                    connection(world, pages, stream).await;
                     drop(permit);
                 })),
                 Err(error) => {
@@ -98,9 +107,9 @@ async fn accept(listener: &Listener) -> io::Result<Box<dyn Stream>> {
     })
 }
 
-async fn connection(world: Arc<World>, stream: Box<dyn Stream>) {
+async fn connection(world: Arc<World>, pages: Pages, stream: Box<dyn Stream>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&world, &request);
+        let response = answer(&world, pages, &request);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -119,7 +128,7 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
     response
 }
 
-fn answer<B>(world: &World, request: &Request<B>) -> Response<Full<Bytes>> {
+fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full<Bytes>> {
     let text = |status, body: &str| response(status, "text/plain; charset=utf-8", body.to_owned());
     let json =
         |value: serde_json::Value| response(StatusCode::OK, "application/json", format!("{value:#}\n"));
@@ -131,6 +140,7 @@ fn answer<B>(world: &World, request: &Request<B>) -> Response<Full<Bytes>> {
         "/readyz" if world.synced.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the manifests are not read yet\n"),
         "/metrics" => response(StatusCode::OK, "text/plain; version=0.0.4", metrics::render(world)),
+        _ if pages == Pages::Metrics => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics\n"),
         "/status" => json(status(world)),
         "/config_dump" => {
             let node = request

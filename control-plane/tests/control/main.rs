@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -109,15 +110,17 @@ impl World {
     }
 
     async fn admin(&self, path: &str) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let socket = self.directory.path().join("admin.sock");
-        let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        got(tokio::net::UnixStream::connect(socket).await.unwrap(), path).await
     }
+}
+
+async fn got(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 fn settings(directory: &Path) -> Settings {
@@ -128,6 +131,7 @@ fn settings(directory: &Path) -> Settings {
         "--listen=127.0.0.1:0".to_owned(),
         format!("--state-dir={}", at("state")),
         format!("--admin=unix:{}", at("admin.sock")),
+        "--metrics-address=127.0.0.1:0".to_owned(),
     ])
 }
 
@@ -224,6 +228,23 @@ fn names(delta: &v1::Delta) -> Vec<&str> {
         delta.upserts.iter().map(|upsert| upsert.key.as_ref().unwrap().name.as_str()).collect();
     names.sort_unstable();
     names
+}
+
+#[tokio::test]
+async fn a_scraper_is_shown_metrics_and_health_and_nothing_else() {
+    let world = World::start().await;
+    until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    let address = world.running.metrics_address.unwrap();
+    let get = async |path: &str| got(tokio::net::TcpStream::connect(address).await.unwrap(), path).await;
+    for path in ["/healthz", "/readyz"] {
+        assert!(get(path).await.contains("200 OK"), "{path}");
+    }
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("weft_control_revision") && metrics.contains("version=0.0.4"), "{metrics}");
+    for path in ["/status", "/config_dump?node=node-1", "/", "/metrics/../status"] {
+        let answer = get(path).await;
+        assert!(answer.contains("404 Not Found") && !answer.contains("shop"), "{path}: {answer}");
+    }
 }
 
 fn request() -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::fs::DirBuilder;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::Path;
 use std::pin::Pin;
@@ -66,7 +67,7 @@ pub enum AdminError {
     #[error("the admin endpoint cannot listen at {address}")]
     Listen { address: String, source: io::Error },
     #[error("the admin endpoint listens on loopback addresses only, and {0} is none")]
-    NotLoopback(std::net::SocketAddr),
+    NotLoopback(SocketAddr),
 }
 
 enum Listener {
@@ -82,8 +83,22 @@ pub async fn serve(
     drain: Drain,
 ) -> Result<impl Future<Output = ()> + Send + 'static + use<>, AdminError> {
     let listener = open(listen).await?;
-    let shared = Arc::new(Shared { sources, telemetry });
+    let shared = Arc::new(Shared { sources, telemetry, pages: Pages::All });
     Ok(accept_all(listener, shared, drain))
+}
+
+/// The same for a scraper: metrics and health, and no page else, at any address.
+pub async fn serve_metrics(
+    address: SocketAddr,
+    sources: AdminSources,
+    telemetry: Telemetry,
+    drain: Drain,
+) -> Result<(SocketAddr, impl Future<Output = ()> + Send + 'static + use<>), AdminError> {
+    let failed = |source| AdminError::Listen { address: address.to_string(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let shared = Arc::new(Shared { sources, telemetry, pages: Pages::Metrics });
+    Ok((bound, accept_all(Listener::Tcp(listener), shared, drain)))
 }
 
 async fn open(listen: &AdminAddress) -> Result<Listener, AdminError> {
@@ -122,6 +137,15 @@ pub(crate) fn open_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
 struct Shared {
     sources: AdminSources,
     telemetry: Telemetry,
+    pages: Pages,
+}
+
+/// What is served at a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    All,
+    /// Only what a scraper needs.
+    Metrics,
 }
 
 trait Io: AsyncRead + AsyncWrite + Send {}
@@ -204,6 +228,9 @@ impl Shared {
             },
             "/metrics" => {
                 response(StatusCode::OK, format.content_type(), self.telemetry.metrics(format).into())
+            }
+            _ if self.pages == Pages::Metrics => {
+                text(StatusCode::NOT_FOUND, "no such page; there are /healthz, /readyz, /metrics\n".into())
             }
             "/config_dump" => json(&(self.sources.config_dump)()),
             "/status" => json(&(self.sources.status)()),

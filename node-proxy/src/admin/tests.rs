@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::telemetry::TelemetrySettings;
@@ -21,7 +21,10 @@ fn sources(unready: &'static [&'static str]) -> AdminSources {
 }
 
 async fn fetch(path: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(path).await.unwrap();
+    fetch_by(UnixStream::connect(path).await.unwrap(), request).await
+}
+
+async fn fetch_by(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
     let request = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -63,6 +66,34 @@ async fn every_page_answers_and_unknown_ones_list_them() {
     let nobody = AdminAddress::Unix(directory.path().join("nobody.sock"));
     assert!(matches!(ask(&nobody, "/status").await, Err(AskError::Connect { .. })));
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    drain.deadline.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_scraper_is_shown_metrics_and_health_and_nothing_else() {
+    let telemetry = Telemetry::start(&TelemetrySettings::default()).unwrap();
+    let drain = Drain::default();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let served = serve_metrics(any, sources(&["no configuration yet"]), telemetry, drain.clone()).await;
+    let (address, serving) = served.unwrap();
+    let task = tokio::spawn(serving);
+    for (request, status, text) in [
+        ("GET /healthz", "200", "ok"),
+        ("GET /readyz", "503", "no configuration yet"),
+        ("GET /metrics", "200", "weft_build_info{"),
+        ("GET /config_dump", "404", "no such page"),
+        ("GET /status", "404", "no such page"),
+        ("GET /connections", "404", "no such page"),
+        ("GET /pod/shop/web", "404", "no such page"),
+        ("POST /metrics", "405", "only GET"),
+    ] {
+        let answer = fetch_by(TcpStream::connect(address).await.unwrap(), request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(text),
+            "{request}: {answer}"
+        );
+    }
     drain.deadline.cancel();
     task.await.unwrap();
 }

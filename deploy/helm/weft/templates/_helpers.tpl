@@ -8,3 +8,16 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- define "weft.image" -}}
 {{ .root.Values.image.registry }}/{{ .name }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
 {{- end }}
+
+{{/* Annotations of a workload's pods: its own, and those that scrape configurations go by. Its own win. */}}
+{{- define "weft.annotations" -}}
+{{- $all := dict }}
+{{- with .root.Values.metrics }}
+{{- if and .enabled .annotations }}
+{{- $all = dict "prometheus.io/scrape" "true" "prometheus.io/port" (toString .port) "prometheus.io/path" "/metrics" }}
+{{- end }}
+{{- end }}
+{{- with mergeOverwrite $all (deepCopy .own) }}
+{{- toYaml . }}
+{{- end }}
+{{- end }}
