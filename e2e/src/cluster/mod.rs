@@ -117,6 +117,23 @@ impl Cluster {
             && self.nodes().iter().all(|node| self.wait_node(node).is_ok())
     }
 
+    /// Starts what was killed, and waits for it.
+    pub fn start_missing(&self) -> Result<()> {
+        for part in control_plane::PARTS {
+            if cgroup::pids(&self.part_cgroup(part)).is_empty() {
+                self.start_part(part)?;
+            }
+        }
+        self.wait_api()?;
+        for node in self.nodes() {
+            if self.node_init(&node).is_err() {
+                self.start_node(&node)?;
+            }
+            self.wait_node(&node)?;
+        }
+        Ok(())
+    }
+
     /// What runs, a line for each part.
     pub fn status(&self) -> String {
         let mut lines = vec![format!("cluster {}: kubeconfig {}", self.name, self.kubeconfig().display())];

@@ -7,10 +7,8 @@ use anyhow::{Context as _, Result, anyhow};
 
 /// Short enough not to show in a test's time.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// However long a try takes.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A try may be a `kubectl`: what is waited for should have most of the machine.
-const PAUSE_PER_TRY: u32 = 4;
+/// A try may be a `kubectl`: what is waited for should have most of the machine. So a pause is as long as the try was, up to this.
+const PAUSE_MAX: Duration = Duration::from_millis(300);
 
 /// An error that no further try can mend.
 #[derive(Debug)]
@@ -35,9 +33,23 @@ pub fn until<T>(wait_max: Duration, mut condition: impl FnMut() -> Result<T>) ->
             Err(e) if Instant::now() >= deadline => {
                 return Err(e).with_context(|| format!("still so after {:.1} s", wait_max.as_secs_f32()));
             }
-            Err(_) => std::thread::sleep((started.elapsed() * PAUSE_PER_TRY).clamp(PAUSE_MIN, PAUSE_MAX)),
+            Err(_) => std::thread::sleep(started.elapsed().clamp(PAUSE_MIN, PAUSE_MAX)),
         }
     }
+}
+
+/// Like [`until`], where the time is a promise: the last try, too, must have ended by then. Tells how long it took.
+pub fn within<T>(promised: Duration, condition: impl FnMut() -> Result<T>) -> Result<(T, Duration)> {
+    let started = Instant::now();
+    let value = until(promised, condition)?;
+    let took = started.elapsed();
+    anyhow::ensure!(
+        took <= promised,
+        "after {} ms, and {} are promised",
+        took.as_millis(),
+        promised.as_millis()
+    );
+    Ok((value, took))
 }
 
 /// Like [`until`], for a plain condition; `what` completes "waited in vain until ...".
@@ -58,6 +70,17 @@ mod tests {
         });
         assert!(tries > 1);
         assert!(format!("{:#}", error.unwrap_err()).contains(&format!("try {tries}")));
+    }
+
+    #[test]
+    fn a_promise_is_broken_by_a_try_that_ends_too_late() {
+        let promised = Duration::from_millis(5);
+        assert!(within(promised, || Ok(())).is_ok());
+        let late = within(promised, || {
+            std::thread::sleep(promised * 2);
+            Ok(())
+        });
+        assert!(late.unwrap_err().to_string().contains("5 are promised"));
     }
 
     #[test]

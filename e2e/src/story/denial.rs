@@ -46,8 +46,7 @@ pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
     let live = held_connection(lab)?;
     let dropped = Instant::now();
     lab.write_manifest("policy", FORBIDS)?;
-    let said = wait::until(CHANGE_WAIT_MAX, || refusal(lab))?;
-    let in_force = dropped.elapsed();
+    let (said, in_force) = wait::within(CHANGE_WAIT_MAX, || refusal(lab))?;
     ensure!(said.contains(POLICY), "the error does not name {POLICY}: {said:?}");
     let ended = wait_ended(&mut held, CHANGE_WAIT_MAX)?;
     let cut = dropped.elapsed();

@@ -1,6 +1,6 @@
 //! Step 4: weights.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -37,10 +37,8 @@ pub(super) fn weights(lab: &mut Lab) -> Result<Evidence> {
         .command("shop/frontend", &["weft-echo", "load", "--url", "http://backend/", "--duration", "2"])?
         .stdout(std::process::Stdio::piped())
         .spawn()?;
-    let changed = Instant::now();
     lab.write_manifest("route", &route(0, 100))?;
-    wait_for_share(lab, 0.99, 1.0)?;
-    let took = changed.elapsed();
+    let took = wait_for_share(lab, 0.99, 1.0)?;
     let told: serde_json::Value = serde_json::from_slice(&running.wait_with_output()?.stdout)?;
     ensure!(told["failed"] == 0, "requests failed while the weights changed: {told}");
     let second = shares(lab, "200")?;
@@ -62,11 +60,12 @@ fn shares(lab: &Lab, requests: &str) -> Result<(u64, f64)> {
     Ok((v1, clients::percent(v2, v1 + v2)))
 }
 
-/// Waits until version 2's share of a hundred requests lies between the two.
-fn wait_for_share(lab: &Lab, low: f64, high: f64) -> Result<()> {
-    wait::until(CHANGE_WAIT_MAX, || {
+/// Waits until version 2's share of a hundred requests lies between the two; tells how long.
+fn wait_for_share(lab: &Lab, low: f64, high: f64) -> Result<Duration> {
+    wait::within(CHANGE_WAIT_MAX, || {
         let (_, percent) = shares(lab, "100")?;
         ensure!((low..=high).contains(&(percent / 100.0)), "version 2 gets {percent:.0} %");
         Ok(())
     })
+    .map(|((), took)| took)
 }

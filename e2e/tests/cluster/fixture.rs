@@ -21,22 +21,32 @@ pub(crate) const CHANGE_WAIT_MAX: Duration = Duration::from_secs(15);
 static TURN: RwLock<()> = RwLock::new(());
 static UP: OnceLock<Result<Cluster, String>> = OnceLock::new();
 
-#[expect(dead_code, reason = "held for its drop")]
 enum Lock {
-    Together(RwLockReadGuard<'static, ()>),
-    Alone(RwLockWriteGuard<'static, ()>),
+    Together(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held for its drop")] RwLockWriteGuard<'static, ()>),
 }
 
 /// The cluster, for as long as the value lives.
 pub(crate) struct Turn {
     cluster: &'static Cluster,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Deref for Turn {
     type Target = Cluster;
     fn deref(&self) -> &Cluster {
         self.cluster
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // What a failed test took away and did not bring back should fail no other.
+        if matches!(self.lock, Lock::Alone(_))
+            && let Err(error) = self.cluster.start_missing()
+        {
+            eprintln!("the cluster is not whole again: {error:#}");
+        }
     }
 }
 

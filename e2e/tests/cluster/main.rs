@@ -5,6 +5,8 @@
 
 mod addresses;
 mod burst;
+mod commands;
+mod deletion;
 mod enrolment;
 mod fixture;
 mod identity;

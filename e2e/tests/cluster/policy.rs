@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use weft_e2e::lab::wait;
 
-use crate::fixture::{CHANGE_WAIT_MAX, Shop, together};
+use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, together};
 
 const DENY: &str = "{apiVersion: weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: deny, namespace: @NS@}, spec: {selector: {matchLabels: {app: server}}, action: DENY,
   rules: [{from: [{principals: ['cluster.local/ns/@NS@/sa/client']}], to: [{paths: ['/private*']}]}]}}";
@@ -48,6 +48,47 @@ fn a_route_applied_under_load_takes_effect_without_a_failed_request() -> Result<
     })?;
     let told = load.finish()?;
     ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(300), "{told}");
+    Ok(())
+}
+
+/// Fails every third GET with a status that is not repeated unless a policy says so.
+const FLAKY: &str = "{apiVersion: v1, kind: Pod, metadata: {name: flaky, namespace: @NS@, labels: {app: flaky}}, spec: {terminationGracePeriodSeconds: 1,
+  containers: [{name: echo, image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '8080', --fail-ratio, 1/3, --fail-status, '500']}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: flaky, namespace: @NS@}, spec: {selector: {app: flaky}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}}";
+
+const RETRY: &str = "{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: retry, namespace: @NS@}, spec: {targetRefs: [{kind: Service, name: flaky}],
+  retry: {codes: [500], attempts: 3, backoff: 5ms, budget: {percent: 100, minPerSecond: 1000}}, ejection: {consecutiveFailures: 1000}}}";
+
+#[test]
+fn a_traffic_policy_takes_effect_under_load_and_goes_again() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "retries")?;
+    shop.apply(FLAKY)?;
+    cluster.wait_field(
+        &["-n", shop.namespace, "pod", "flaky"],
+        "{.status.phase}",
+        "Running",
+        START_WAIT_MAX,
+    )?;
+    let thirty = |ok: bool| {
+        let told = shop.load("client1", &["--url", "http://flaky/", "--requests", "30"])?;
+        ensure!((told["failed"] == 0) == ok, "{told}");
+        Ok(())
+    };
+    wait::until(CHANGE_WAIT_MAX, || thirty(false))?;
+    let load = crate::fixture::Running::start(
+        &shop,
+        "client2",
+        &["--url", "http://flaky/", "--rate", "50", "--duration", "15", "--connections", "2"],
+    )?;
+    shop.apply(RETRY)?;
+    wait::until(CHANGE_WAIT_MAX, || thirty(true))?;
+    shop.kubectl(&["delete", "trafficpolicy", "retry"])?;
+    wait::until(CHANGE_WAIT_MAX, || thirty(false))?;
+    let told = load.finish()?;
+    ensure!(told["errors"].as_object().is_some_and(serde_json::Map::is_empty), "no connection broke: {told}");
+    ensure!(told["ok"].as_u64() > Some(400), "{told}");
     Ok(())
 }
 

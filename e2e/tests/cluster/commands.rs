@@ -1,0 +1,48 @@
+//! What the commands of `weft` tell of a cluster.
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use weft_e2e::lab::wait;
+use weft_e2e::tools::built_beside;
+
+use crate::fixture::{CHANGE_WAIT_MAX, Shop, together};
+
+#[test]
+fn config_shows_what_a_pods_proxy_holds_for_it() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "config")?;
+    let config = |arguments: &[&str]| cluster.weft(&built_beside(), &[&["config"], arguments].concat());
+    let told: Value = serde_json::from_str(&config(&["config/client1", "-o", "json"])?)?;
+    ensure!(told["identity"] == "spiffe://cluster.local/ns/config/sa/client", "{told}");
+    ensure!(told["pod"]["state"] == "enrolled", "{told}");
+    let services = told["services"].as_array().map_or(&[][..], Vec::as_slice);
+    let server = services.iter().find(|s| s["name"] == "config/server");
+    let endpoints = server.and_then(|s| s["endpoints"].as_array()).map_or(0, Vec::len);
+    ensure!(endpoints == 2, "one endpoint for each server: {told}");
+
+    let table = config(&["config/client1"])?;
+    ensure!(table.contains("config/client1 on node1") && table.contains("mutual TLS"), "{table}");
+    shop.kubectl(&["label", "pod", "client2", "weft.dev/mesh=disabled"])?;
+    wait::until(CHANGE_WAIT_MAX, || {
+        let told = config(&["config/client2"])?;
+        ensure!(told.contains("not_enrolled"), "{told}");
+        Ok(())
+    })?;
+    let Err(error) = config(&["config/nobody"]) else { anyhow::bail!("there is no such pod") };
+    ensure!(format!("{error:#}").contains("config/nobody"), "{error:#}");
+    Ok(())
+}
+
+#[test]
+fn status_shows_both_nodes_in_sync_and_check_finds_nothing() -> Result<()> {
+    let cluster = together()?;
+    let _shop = Shop::enrolled(&cluster, "seen")?;
+    let status = |arguments: &[&str]| cluster.weft(&built_beside(), &[&["status"], arguments].concat());
+    let verbose = status(&["--verbose"])?;
+    for part in ["node1", "node2", "seen/client1", "pods", "6."] {
+        ensure!(verbose.contains(part), "{part:?} is missing: {verbose}");
+    }
+    let told: Value = serde_json::from_str(&status(&["-o", "json"])?)?;
+    ensure!(told.is_object(), "{told}");
+    cluster.weft(&built_beside(), &["check"]).map(drop)
+}
