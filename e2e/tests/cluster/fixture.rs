@@ -53,13 +53,13 @@ impl Drop for Turn {
 /// For a test that keeps to a namespace of its own.
 pub(crate) fn together() -> Result<Turn> {
     let lock = Lock::Together(TURN.read().unwrap_or_else(PoisonError::into_inner));
-    Ok(Turn { cluster: cluster()?, _lock: lock })
+    Ok(Turn { cluster: cluster()?, lock })
 }
 
 /// For a test that stops or removes what others need.
 pub(crate) fn alone() -> Result<Turn> {
     let lock = Lock::Alone(TURN.write().unwrap_or_else(PoisonError::into_inner));
-    Ok(Turn { cluster: cluster()?, _lock: lock })
+    Ok(Turn { cluster: cluster()?, lock })
 }
 
 /// Brought up, with Weft in it, by whoever comes first. A failure is not tried again.
