@@ -21,6 +21,17 @@ fn load(lab: &Lab, more: &[&str]) -> Result<Running> {
     Running::start(lab, "mesh/client", &[&load[..], more].concat())
 }
 
+/// One Service with both servers behind it.
+const EITHER: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: either, namespace: mesh}
+spec:
+  clusterIP: 10.96.0.39
+  selector: {app: server}
+  ports: [{name: echo, port: 9000, appProtocol: tcp}]
+";
+
 /// Waits until the far server has answered so many requests more.
 fn wait_served(lab: &Lab, more: u64) -> Result<()> {
     let served = || -> Result<u64> {
@@ -166,5 +177,22 @@ fn a_second_up_replaces_a_mesh_that_was_left() -> Result<()> {
         let (status, body) = get(&again, "mesh/client", url, &[])?;
         ensure!(status == 200, "{url}: {status} {body}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_silent_endpoint_costs_few_connections_two_seconds_and_later_ones_nothing() -> Result<()> {
+    let lab = fixture::up("silent", &format!("{MESH}{EITHER}"), Options::default())?;
+    let short = || {
+        let burst = ["--mode", "short", "--count", "40", "--parallel", "8"];
+        echo(&lab, "mesh/client", &[&["tcp", "--to", "either:9000"][..], &burst].concat())
+    };
+    let slowest_ms = |told: &serde_json::Value| told["ms"]["max"].as_f64().unwrap_or(f64::INFINITY);
+    lab.blackhole("mesh/far", true)?;
+    let told = short()?;
+    // Two seconds at the silent one, the rest at the other. Faster: nobody tried it, and this shows nothing.
+    ensure!((2_000.0..4_000.0).contains(&slowest_ms(&told)), "with a silent endpoint: {told}");
+    let told = short()?;
+    ensure!(slowest_ms(&told) < 2_000.0, "the silent endpoint was tried again at once: {told}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use weft_proto::identity::{NamespacedName, SpiffeId};
-use weft_proto::model::Workload;
+use weft_proto::model::{TrafficPolicy, Workload};
 
 pub use error::ConnectError;
 pub use io::UpstreamIo;
@@ -24,6 +24,9 @@ use crate::node::Node;
 use crate::socket::{self, TUNNEL_PORT, Use, is_proxy_port};
 use crate::tunnel::limits::{CONNECT_TIMEOUT, Timing};
 use crate::tunnel::{ConnectHead, PoolKey, Tunnel, TunnelError, connect_tls, headers};
+
+/// For a connection while other endpoints are left to try: one lost SYN is repeated after 1 s, so 2 s is time for two.
+const TIME_OUT_WITH_OTHERS: Duration = Duration::from_secs(2);
 
 /// Who connects: a pod of this node, known by its network namespace.
 #[derive(Clone)]
@@ -66,9 +69,20 @@ enum Way {
     Tunnel { expected: SpiffeId },
 }
 
+/// How long a connection to one endpoint may take, at L4 and at L7: what the TrafficPolicy says; else short while `others`
+/// are left to try, and as long as the wire allows where there is nobody else. Never longer than that.
+pub fn time_out(traffic: Option<&TrafficPolicy>, others: bool) -> Duration {
+    let default = if others { TIME_OUT_WITH_OTHERS } else { CONNECT_TIMEOUT };
+    traffic.and_then(|traffic| traffic.connect_timeout).unwrap_or(default).min(CONNECT_TIMEOUT)
+}
+
 /// Connects for somebody who speaks HTTP.
-pub async fn connect(node: &Arc<Node>, source: &Source, to: &Destination) -> Result<Upstream, ConnectError> {
-    let time_out = time_out(node, to);
+pub async fn connect(
+    node: &Arc<Node>,
+    source: &Source,
+    to: &Destination,
+    time_out: Duration,
+) -> Result<Upstream, ConnectError> {
     match way(node, to)? {
         Way::Plain => {
             let tcp = plain(source, to, time_out).await?;
@@ -87,8 +101,8 @@ pub async fn connect_opaque(
     node: &Arc<Node>,
     source: &Source,
     to: &Destination,
+    time_out: Duration,
 ) -> Result<OpaqueUpstream, ConnectError> {
-    let time_out = time_out(node, to);
     let (io, peer, session) = match way(node, to)? {
         Way::Plain => (UpstreamIo::Tcp(plain(source, to, time_out).await?), None, None),
         Way::Local(pod) => match inbound::hand_over_opaque(node, source, pod, to.address, time_out).await? {
@@ -125,15 +139,6 @@ pub fn identity_of(node: &Node, workload: &Workload) -> Option<SpiffeId> {
     let snapshot = node.snapshot.load();
     let trust_domain = snapshot.mesh()?.trust_domain.clone();
     SpiffeId::new(trust_domain, &workload.namespace, &workload.service_account).ok()
-}
-
-/// The TrafficPolicy's, else the wire's.
-fn time_out(node: &Node, to: &Destination) -> Duration {
-    let snapshot = node.snapshot.load();
-    let entry = to.service.as_ref().and_then(|id| snapshot.service(id));
-    entry
-        .and_then(|entry| entry.traffic_policy.as_ref()?.connect_timeout)
-        .map_or(CONNECT_TIMEOUT, |wanted| wanted.min(CONNECT_TIMEOUT))
 }
 
 /// The client's own address where the family fits: a pod may have several.
@@ -174,7 +179,7 @@ async fn tunnel(
         netns_cookie: source.pod.netns.cookie,
     };
     let from = bind_address(source, to.address);
-    let dial = || dial(Arc::clone(node), Arc::clone(&source.pod), key.clone(), from, time_out);
+    let dial = || dial(Arc::clone(node), Arc::clone(&source.pod), key.clone(), from);
     let request = head.request();
     let opened = tokio::time::timeout(time_out, node.tunnels.open(&key, &request, time_out, dial));
     let (stream, peer) = opened
@@ -184,17 +189,49 @@ async fn tunnel(
     Ok(Upstream { io: UpstreamIo::Tunnel(stream), peer: Some(peer) })
 }
 
+/// For all that wait for this tunnel, the most patient included: each of them has a time-out of its own.
 async fn dial(
     node: Arc<Node>,
     pod: Arc<LocalPod>,
     key: PoolKey,
     from: Option<std::net::IpAddr>,
-    time_out: Duration,
 ) -> Result<Arc<Tunnel>, TunnelError> {
     let config = node.identities.client_config(&key.source, &key.expected).await?;
-    let tcp = socket::connect_from(&pod.netns, from, key.to, Use::Tunnel, time_out)
+    let tcp = socket::connect_from(&pod.netns, from, key.to, Use::Tunnel, CONNECT_TIMEOUT)
         .await
         .map_err(|error| TunnelError::Connect(Arc::new(error)))?;
     let (io, peer) = connect_tls(tcp, key.to.ip(), config).await?;
     Tunnel::start(io, peer, Timing::default()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_endpoint_gets_less_time_while_others_are_left_unless_the_policy_says_how_long() {
+        let of_ms = |ms: Option<u64>| TrafficPolicy {
+            id: "shop/policy".parse().unwrap(),
+            services: Vec::new(),
+            retry: None,
+            connect_timeout: ms.map(Duration::from_millis),
+            ejection: None,
+            max_connections: None,
+            max_pending_requests: None,
+        };
+        for (policy_ms, others, expected_ms) in [
+            (None, true, 2_000),
+            (None, false, 10_000),
+            (Some(5_000), true, 5_000),
+            (Some(500), true, 500),
+            (Some(500), false, 500),
+            (Some(60_000), true, 10_000),
+        ] {
+            let policy = of_ms(policy_ms);
+            let found = time_out(Some(&policy), others);
+            assert_eq!(found.as_millis(), expected_ms, "{policy_ms:?} ms, others: {others}");
+        }
+        assert_eq!(time_out(None, true), TIME_OUT_WITH_OTHERS);
+        assert_eq!(time_out(None, false), CONNECT_TIMEOUT);
+    }
 }

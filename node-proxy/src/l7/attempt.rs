@@ -19,7 +19,7 @@ use super::retry::{Failure, RetryRules, Tried, http_status_of_grpc};
 use super::towards::{Towards, destination};
 use super::{limits, reply};
 use crate::balance::{Outcome, Pick};
-use crate::connect::Destination;
+use crate::connect::{self, Destination};
 use crate::telemetry::{Attempt, ByteCounts, CloseReason, Party, RequestRecord, Security};
 
 /// Tells the application which attempt it sees, from 1.
@@ -319,11 +319,10 @@ fn judge(rules: &RetryRules<'_>, answer: Answer, started: Instant) -> Result<Box
 
 impl Bounds {
     pub(super) fn new(traffic: Option<&TrafficPolicy>, others: bool) -> Self {
-        let default = if others { limits::CONNECT_TIMEOUT_WITH_OTHERS } else { limits::CONNECT_TIMEOUT };
         Self {
             connections_max: traffic.and_then(|t| t.max_connections).unwrap_or(limits::CONNECTIONS_MAX),
             pending_max: traffic.and_then(|t| t.max_pending_requests).unwrap_or(limits::PENDING_MAX),
-            connect_timeout: traffic.and_then(|t| t.connect_timeout).unwrap_or(default),
+            connect_timeout: connect::time_out(traffic, others),
         }
     }
 }

@@ -41,10 +41,6 @@ pub(super) const DESTINATIONS_PER_POD_MAX: usize = 1024;
 /// servers, so that it is us who close. Balancing spreads a few busy connections over many endpoints, each of which keeps
 /// some; they cost 30 KiB on either node, and a new one is a stream of a tunnel that is open.
 pub(super) const UPSTREAM_IDLE: Duration = Duration::from_secs(10);
-/// For a connection while other endpoints are left to try: one lost SYN is repeated after 1 s, so 2 s is time for two.
-pub(super) const CONNECT_TIMEOUT_WITH_OTHERS: Duration = Duration::from_secs(2);
-/// For a connection when there is no other endpoint, as on the tunnel.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's body that are kept for sending it again.
 pub(super) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Buffer of each direction after an upgrade: a page of WebSocket frames, held as long as the connection lives.

@@ -26,6 +26,7 @@ use crate::node::Node;
 use crate::outbound::Target;
 use crate::snapshot::ServiceEntry;
 use crate::telemetry::{Security, Telemetry};
+use crate::tunnel::limits::CONNECT_TIMEOUT;
 
 use super::{Upstreams, conn, limits};
 
@@ -88,7 +89,8 @@ impl Mesh for Arc<Node> {
         &self.drain
     }
     async fn connect(&self, source: &Source, to: &Destination) -> Result<Reached<UpstreamIo>, ConnectError> {
-        let upstream = connect(self, source, to).await?;
+        // The pool gives it up sooner, by `connect::time_out`.
+        let upstream = connect(self, source, to, CONNECT_TIMEOUT).await?;
         let remote = match (&upstream.peer, &upstream.io) {
             (Some(peer), _) => Remote { principal: Some(peer.id().clone()), security: Security::MutualTls },
             (None, UpstreamIo::Local(_)) => {

@@ -55,11 +55,12 @@ impl Upstreams {
         pod: &PodUid,
         to: &Destination,
         traffic: Option<&TrafficPolicy>,
+        others: bool,
     ) -> Result<Option<Reservation>, ConnectError> {
         if traffic.and_then(|traffic| traffic.max_connections).is_none() {
             return Ok(None);
         }
-        let bounds = Bounds::new(traffic, false);
+        let bounds = Bounds::new(traffic, others);
         let slot = self.of(pod).slot(&Key::new(to, false), &bounds);
         let permit = slot.permit(to.address, bounds.pending_max);
         match tokio::time::timeout(bounds.connect_timeout, permit).await {

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::stages::Targeted;
 use super::{Target, reset};
 use crate::balance::{Balancer, Family, Live, Locality, Outcome, Pick};
-use crate::connect::{ConnectError, Destination, OpaqueUpstream, Source, UpstreamIo, connect_opaque};
+use crate::connect::{self, ConnectError, Destination, OpaqueUpstream, Source, UpstreamIo, connect_opaque};
 use crate::detect::Prefixed;
 use crate::inbound::Session;
 use crate::l7::Reservation;
@@ -107,7 +107,8 @@ async fn connect(node: &Arc<Node>, source: &Source, target: &Target) -> Result<C
             Destination { address: *address, workload: None, service: None, traceparent: None }
         }
     };
-    let upstream = connect_opaque(node, source, &to).await.map_err(|error| Failed::from(&error))?;
+    let time_out = connect::time_out(None, false);
+    let upstream = connect_opaque(node, source, &to, time_out).await.map_err(|error| Failed::from(&error))?;
     Ok(Connected { upstream, party: party(&to), picked: None, _live: None, _reservation: None })
 }
 
@@ -140,7 +141,8 @@ async fn connect_service(
         }
         tried.push(pick.endpoint.ip);
         let to = destination(node, entry, &pick);
-        match bounded(node, source, &to, entry).await {
+        let others = tried.len() < ENDPOINTS_TRIED_MAX && balancer.has_untried(&tried);
+        match bounded(node, source, &to, entry, others).await {
             Ok((upstream, _reservation)) => {
                 let (picked, party) = (Some((pick, started.elapsed())), party(&to));
                 return Ok(Connected { upstream, party, picked, _live: Some(live), _reservation });
@@ -170,10 +172,12 @@ async fn bounded(
     source: &Source,
     to: &Destination,
     entry: &ServiceEntry,
+    others: bool,
 ) -> Result<(OpaqueUpstream, Option<Reservation>), ConnectError> {
     let traffic = entry.traffic_policy.as_deref();
-    let reservation = node.upstreams.reserve(&source.pod.uid, to, traffic).await?;
-    Ok((connect_opaque(node, source, to).await?, reservation))
+    let reservation = node.upstreams.reserve(&source.pod.uid, to, traffic, others).await?;
+    let time_out = connect::time_out(traffic, others);
+    Ok((connect_opaque(node, source, to, time_out).await?, reservation))
 }
 
 fn destination(node: &Node, entry: &ServiceEntry, pick: &Pick) -> Destination {

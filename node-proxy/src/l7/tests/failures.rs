@@ -271,12 +271,15 @@ async fn copied_connections_take_part_in_the_bounds() {
     let other: PodUid = "uid-b".parse().unwrap();
     let to = Destination { address: address(1), workload: None, service: None, traceparent: None };
     let bounds = TrafficPolicy { max_connections: Some(1), max_pending_requests: Some(0), ..traffic() };
-    assert!(upstreams.reserve(&pod, &to, None).await.unwrap().is_none(), "unbounded without a policy");
-    let first = upstreams.reserve(&pod, &to, Some(&bounds)).await.unwrap();
-    assert!(matches!(upstreams.reserve(&pod, &to, Some(&bounds)).await, Err(ConnectError::Overloaded(_))));
-    assert!(upstreams.reserve(&other, &to, Some(&bounds)).await.is_ok(), "each pod has its own");
+    assert!(upstreams.reserve(&pod, &to, None, false).await.unwrap().is_none(), "unbounded without a policy");
+    let first = upstreams.reserve(&pod, &to, Some(&bounds), false).await.unwrap();
+    assert!(matches!(
+        upstreams.reserve(&pod, &to, Some(&bounds), false).await,
+        Err(ConnectError::Overloaded(_))
+    ));
+    assert!(upstreams.reserve(&other, &to, Some(&bounds), false).await.is_ok(), "each pod has its own");
     drop(first);
-    assert!(upstreams.reserve(&pod, &to, Some(&bounds)).await.unwrap().is_some());
+    assert!(upstreams.reserve(&pod, &to, Some(&bounds), false).await.unwrap().is_some());
 }
 
 /// One pod cannot use up the proxy's descriptors, whatever it asks for and of whom.
