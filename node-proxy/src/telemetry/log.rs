@@ -3,8 +3,10 @@
 //! Handing a line over never waits: the queue is bounded, and what does not fit, or what the sink refuses (disk full), is
 //! dropped and counted. Lines are also formatted on that thread. Start at [`AccessLog::record`].
 
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -13,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::context::TraceId;
+use super::lines::{self, Lines};
 use super::live::{Live, pod_name};
 use super::metrics::{Counter, Metrics, names};
 use super::{CloseReason, LogLevel, Party, TelemetryError};
@@ -62,33 +65,25 @@ impl AccessLog {
         if level == LogLevel::Off {
             return Ok(None);
         }
-        let sink: Box<dyn Write + Send> = match sink {
-            LogSink::Stdout => Box::new(io::stdout()),
-            LogSink::File(path) => Box::new(
-                std::fs::OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map_err(|source| TelemetryError::LogFile { path: path.clone(), source })?,
-            ),
+        let (sink, torn) = match sink {
+            // Not through the library's buffer, which would keep what a full disk refused and write it later.
+            LogSink::Stdout => {
+                let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(TelemetryError::Stdout)?;
+                (File::from(stdout), false)
+            }
+            LogSink::File(path) => lines::append(path)
+                .map_err(|source| TelemetryError::LogFile { path: path.clone(), source })?,
         };
-        Self::start_with(level, sink, QUEUE_LINES_MAX, metrics).map(Some)
-    }
-
-    fn start_with(
-        level: LogLevel,
-        sink: Box<dyn Write + Send>,
-        queue_lines_max: usize,
-        metrics: &Metrics,
-    ) -> Result<Self, TelemetryError> {
-        let (queue, lines) = sync_channel(queue_lines_max);
         let written = metrics.counter(&names::LOG_LINES, &[]);
-        let failed = metrics.counter(&names::LOG_DROPPED, &[("cause", "sink")]);
+        let lost = metrics.counter(&names::LOG_DROPPED, &[("cause", "sink")]);
+        let lines = Lines::new(Box::new(sink), torn, written, lost);
+        let (queue, entries) = sync_channel(QUEUE_LINES_MAX);
         std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_all(&lines, sink, &written, &failed))
+            .spawn(move || write_all(&entries, lines))
             .map_err(TelemetryError::Thread)?;
-        Ok(Self { level, queue, dropped_full: metrics.counter(&names::LOG_DROPPED, &[("cause", "queue")]) })
+        let dropped_full = metrics.counter(&names::LOG_DROPPED, &[("cause", "queue")]);
+        Ok(Some(Self { level, queue, dropped_full }))
     }
 
     pub(super) fn record(&self, entry: LogEntry) {
@@ -124,59 +119,24 @@ impl AccessLog {
     }
 }
 
-fn write_all(lines: &Receiver<Message>, sink: Box<dyn Write + Send>, written: &Counter, failed: &Counter) {
-    let mut sink = BufWriter::with_capacity(64 << 10, sink);
-    let mut line = Vec::with_capacity(1024);
-    // Lines in the buffer that are not known to be written.
-    let mut pending = 0;
-    while let Ok(first) = lines.recv() {
+fn write_all(queue: &Receiver<Message>, mut lines: Lines) {
+    while let Ok(first) = queue.recv() {
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
                 Message::Entry(entry) => {
-                    line.clear();
-                    if serde_json::to_writer(&mut line, &Line::new(&entry)).is_err() {
-                        failed.increment();
-                    } else {
-                        line.push(b'\n');
-                        pending += 1;
-                        if sink.write_all(&line).is_err() {
-                            discard(&mut sink, &mut pending, failed);
-                        }
-                    }
+                    lines.push(|waiting| serde_json::to_writer(waiting, &Line::new(&entry)));
                 }
                 Message::Flush(done) => {
-                    settle(&mut sink, &mut pending, written, failed);
+                    lines.flush();
                     // Who asked may be gone.
                     let _ = done.send(());
                 }
             }
-            next = lines.try_recv().ok();
+            next = queue.try_recv().ok();
         }
-        settle(&mut sink, &mut pending, written, failed);
+        lines.flush();
     }
-}
-
-fn settle(
-    sink: &mut BufWriter<Box<dyn Write + Send>>,
-    pending: &mut u64,
-    written: &Counter,
-    failed: &Counter,
-) {
-    if sink.flush().is_ok() {
-        written.add(std::mem::take(pending));
-    } else {
-        discard(sink, pending, failed);
-    }
-}
-
-/// A full disk must not make the buffer grow or old lines come twice: what is buffered is given up.
-fn discard(sink: &mut BufWriter<Box<dyn Write + Send>>, pending: &mut u64, failed: &Counter) {
-    failed.add(std::mem::take(pending));
-    let empty: Box<dyn Write + Send> = Box::new(io::sink());
-    let old = std::mem::replace(sink, BufWriter::with_capacity(64 << 10, empty));
-    let (inner, _lost) = old.into_parts();
-    *sink = BufWriter::with_capacity(64 << 10, inner);
 }
 
 /// The fields of a line, in their order. Absent ones are left out.

@@ -6,6 +6,7 @@
 mod context;
 mod environment;
 mod export;
+mod lines;
 mod live;
 mod log;
 pub mod metrics;
@@ -133,6 +134,8 @@ impl Default for TelemetrySettings {
 pub enum TelemetryError {
     #[error("the access log {path:?} cannot be opened")]
     LogFile { path: PathBuf, source: io::Error },
+    #[error("standard output cannot be had for the access log")]
+    Stdout(#[source] io::Error),
     #[error("the exporter's TLS: {0}")]
     ExporterTls(String),
     #[error("a thread cannot be started")]
