@@ -1,8 +1,8 @@
 //! `weft-node`: reads the settings, starts the node proxy, waits for the end.
 //!
-//! Start-up: kernel hooks (or those of an earlier process) → shared state → control plane's stream,
-//! which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail closed meanwhile, unless Weft is being removed from
-//! the node (`uninstall`).
+//! Start-up: all settings, the environment's too → telemetry → kernel hooks (or those of an earlier process) → shared
+//! state → control plane's stream, which brings the pods. End: SIGTERM drains; the hooks stay pinned, so that pods fail
+//! closed meanwhile, unless Weft is being removed from the node (`uninstall`).
 
 mod allocator;
 
@@ -32,7 +32,7 @@ use weft_node::settings::{
 };
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::socket::places::{self, Places};
-use weft_node::telemetry::{EnvironmentError, LogLevel, LogSink, OtelSettings, Telemetry, TelemetrySettings};
+use weft_node::telemetry::{LogLevel, LogSink, Telemetry, TelemetrySettings};
 use weft_node::uninstall::{self, Cluster};
 use weft_node::{admin, cgroup_root, cni, inbound, kernel_metrics, node_metrics, outbound};
 
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Some(Command::Detach(what)) => detach(&what),
         Some(Command::Admin { path, admin }) => ask_admin(&admin.unwrap_or_else(admin_default), &path),
-        None => match Settings::try_from(arguments.run) {
+        None => match Settings::new(arguments.run, &|name| std::env::var(name).ok()) {
             Ok(settings) => start(settings),
             Err(mistakes) => {
                 eprintln!("weft-node: {mistakes}\nSee weft-node --help.");
@@ -261,6 +261,18 @@ fn build(
     snapshot: Arc<SnapshotHandle>,
     control: &Arc<ControlPlane>,
 ) -> Result<Node> {
+    // Before the hooks: what it cannot use, such as the log's file, must not leave a node that is half set up.
+    let telemetry = Telemetry::start(&TelemetrySettings {
+        log_level: match settings.access_log {
+            AccessLog::Off => LogLevel::Off,
+            AccessLog::Errors => LogLevel::Errors,
+            AccessLog::All => LogLevel::All,
+        },
+        log_sink: settings.access_log_file.clone().map_or(LogSink::Stdout, LogSink::File),
+        cluster_domain: settings.cluster_domain.clone(),
+        otel: settings.otel.clone(),
+    })
+    .context("cannot start telemetry")?;
     let kernel = weft_ebpf::Kernel::load(&weft_ebpf::Options {
         pin_dir: settings.pin_dir.clone(),
         cgroup_root: settings.cgroup_root.clone(),
@@ -271,17 +283,6 @@ fn build(
         flows_max: settings.flows_max,
     })
     .context("cannot set up the kernel hooks")?;
-    let telemetry = Telemetry::start(&TelemetrySettings {
-        log_level: match settings.access_log {
-            AccessLog::Off => LogLevel::Off,
-            AccessLog::Errors => LogLevel::Errors,
-            AccessLog::All => LogLevel::All,
-        },
-        log_sink: settings.access_log_file.clone().map_or(LogSink::Stdout, LogSink::File),
-        cluster_domain: settings.cluster_domain.clone(),
-        otel: OtelSettings::from_environment().map_err(|mistakes| joined(&mistakes))?,
-    })
-    .context("cannot start telemetry")?;
     let kernel = Arc::new(kernel);
     kernel_metrics::publish(&telemetry, &kernel);
     weft_node::socket::leg::ask(Arc::clone(&kernel));
@@ -300,12 +301,6 @@ fn build(
         cni: watch::Sender::new(CniStatus::default()),
         settings,
     })
-}
-
-/// All mistakes at once, a line each.
-fn joined(mistakes: &[EnvironmentError]) -> anyhow::Error {
-    let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-    anyhow::anyhow!("{}", lines.join("\n"))
 }
 
 fn admin_sources(node: &Arc<Node>) -> AdminSources {

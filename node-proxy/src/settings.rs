@@ -12,6 +12,7 @@ use weft_proto::identity::NamespacedName;
 use crate::cgroup_root;
 use crate::cni::Host;
 use crate::socket::places::CONNECTIONS_PER_POD_DEFAULT;
+use crate::telemetry::{EnvironmentError, OtelSettings};
 
 /// Longer than this nobody waits for a node's proxy; Kubernetes' own limit for a pod is far below.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
@@ -243,9 +244,11 @@ pub struct Settings {
     /// None: new pods do not wait for this agent.
     pub cni: Option<CniSettings>,
     pub daemonset: NamespacedName,
+    /// The OTEL_* variables.
+    pub otel: OtelSettings,
 }
 
-/// Every mistake of a command line, one a line.
+/// Every mistake of a command line and its environment, one a line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes(Vec<String>);
 
@@ -256,10 +259,9 @@ impl fmt::Display for Mistakes {
     }
 }
 
-impl TryFrom<RunArguments> for Settings {
-    type Error = Mistakes;
-
-    fn try_from(typed: RunArguments) -> Result<Self, Mistakes> {
+impl Settings {
+    /// `variable`: the value of an environment variable, for those that are not a flag's.
+    pub fn new(typed: RunArguments, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
         let mut check = Check::default();
         let settings = Self {
             node_name: check.name("--node-name", typed.node_name),
@@ -305,6 +307,7 @@ impl TryFrom<RunArguments> for Settings {
                         .map_err(|_| format!("{:?} is not namespace/name", typed.daemonset)),
                 )
                 .unwrap_or_else(|| "x/x".parse().expect("a name")),
+            otel: check.otel(OtelSettings::read(variable)),
         };
         if check.0.is_empty() { Ok(settings) } else { Err(Mistakes(check.0)) }
     }
@@ -324,6 +327,13 @@ impl Check {
 
     fn parsed<T>(&mut self, flag: &str, value: Result<T, String>) -> Option<T> {
         value.map_err(|mistake| self.0.push(format!("{flag}: {mistake}"))).ok()
+    }
+
+    fn otel(&mut self, read: Result<OtelSettings, Vec<EnvironmentError>>) -> OtelSettings {
+        read.unwrap_or_else(|mistakes| {
+            self.0.extend(mistakes.iter().map(ToString::to_string));
+            OtelSettings::default()
+        })
     }
 
     fn name(&mut self, flag: &str, value: Option<String>) -> String {
@@ -432,7 +442,7 @@ mod tests {
     fn parse(line: &str) -> Result<Settings, Mistakes> {
         let arguments =
             Arguments::try_parse_from(std::iter::once("weft-node").chain(line.split(' '))).unwrap();
-        Settings::try_from(arguments.run)
+        Settings::new(arguments.run, &|_| None)
     }
 
     const GOOD: &str =

@@ -142,11 +142,6 @@ macro_rules! both {
 }
 
 impl OtelSettings {
-    /// Of this process's environment.
-    pub fn from_environment() -> Result<Self, Vec<EnvironmentError>> {
-        Self::read(&|name| std::env::var(name).ok())
-    }
-
     /// `lookup`: the value of a variable.
     pub fn read(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<EnvironmentError>> {
         let mut reader = Reader { lookup, errors: Vec::new() };
