@@ -35,7 +35,7 @@ demo: setup-demo build ## Bring up a mesh of two nodes and tell its story, with 
 
 # The kernel's tests first: right after the labs' namespaces are torn down, `ebpf-redirect/tests/churn` has lost a peer
 # name (docs/kernel.md, Open).
-test: test-unit test-e2e ## Set up what is missing and run every test, kernel tests included
+test: test-unit test-e2e ## Set up what is missing and run every test that needs no Kubernetes (test-cluster runs those), the kernel's included
 
 test-unit: setup-tests ## Run the tests of all crates but e2e (some of them load programs into the kernel)
 	cargo test --workspace --exclude weft-e2e
