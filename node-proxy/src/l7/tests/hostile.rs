@@ -169,7 +169,7 @@ async fn a_head_that_is_too_large_is_answered_431_and_the_connection_goes_on() {
     for (n, part) in head.chunks(16_384).enumerate() {
         let kind = if n == 0 { HEADERS } else { CONTINUATION };
         let end = if n == frames - 1 { END_HEADERS } else { 0 };
-        client.send(&frame(kind, END_STREAM * u8::from(n == 0) | end, 1, part)).await;
+        client.send(&frame(kind, (END_STREAM * u8::from(n == 0)) | end, 1, part)).await;
     }
     let answer = client.next_of(HEADERS).await;
     assert_eq!(answer.stream, 1);
