@@ -1,6 +1,5 @@
 //! What a pod's manifest excludes has a bound for each pod: the node's tables always have room for the next one, and a
 //! pod that cannot be had is shut rather than let past the mesh.
-#![expect(clippy::unwrap_used, reason = "test code outside of a #[test] function")]
 
 mod world;
 
