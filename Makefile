@@ -8,7 +8,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
 # Prerequisites are steps, and one cargo at a time is enough for a machine.
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-tests setup-cluster build demo test test-unit test-e2e test-cluster cluster-up cluster-down bench lint clean
+.PHONY: help setup setup-demo setup-tests setup-cluster setup-kernels build demo test test-unit test-e2e test-cluster test-kernels cluster-up cluster-down bench lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ setup-tests: ## Install what the tests need besides
 
 setup-cluster: ## Install what the test cluster needs: builds Kubernetes from its Go modules (once: half an hour of a processor)
 	@scripts/setup.sh --tests --cluster
+
+setup-kernels: ## Install what tests on other kernels need: QEMU, and Debian's kernels into the cache
+	@scripts/setup.sh --kernels
 
 build: setup ## Build everything, optimised, into target/release
 	@echo "build: compiling (the first time takes some minutes)"
@@ -57,6 +60,9 @@ test-cluster: setup-cluster ## Run the tests on a Kubernetes API server and on a
 	cargo test -p weft-control --test kubernetes
 	cargo test -p weft-e2e --test cluster
 
+test-kernels: setup-kernels ## Run the kernel programs' tests on other kernels, in QEMU (KERNELS="6.1 6.12"; default all)
+	@ebpf-redirect/tests/kernels/run.sh $(KERNELS)
+
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
 	$(TARGET)/release/weft bench --json $(TARGET)/bench.json
@@ -67,7 +73,7 @@ lint: setup-tests ## Formatting, clippy without warnings, licences and sources o
 	cargo clippy -p weft-e2e --test cluster -- -D warnings
 	cargo clippy -p weft-control --test kubernetes -- -D warnings
 	cargo deny --all-features check licenses bans sources
-	shellcheck -x scripts/*.sh deploy/*.sh e2e/cluster/*.sh e2e/cluster/images/*.sh .ci/run
+	shellcheck -x scripts/*.sh deploy/*.sh e2e/cluster/*.sh e2e/cluster/images/*.sh ebpf-redirect/tests/kernels/*.sh .ci/run
 
 clean: ## Remove labs that were left, and everything built
 	@! [ -x $(TARGET)/release/weft ] || $(TARGET)/release/weft lab down --all

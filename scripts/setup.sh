@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # setup.sh: installs what building and running Weft needs, with --demo what `make demo` needs besides, with --tests what the
-# tests need besides, with --cluster what the test cluster needs besides.
+# tests need besides, with --cluster what the test cluster needs besides, with --kernels other kernels to test on.
 # Can be run again at any time; what is there is left alone, so a second run takes a second.
 # As root on a Debian-like system, with cargo through rustup. See docs/building.md for what is needed and why.
 set -euo pipefail
@@ -16,12 +16,14 @@ CACHE=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}
 tests=no
 demo=no
 cluster=no
+kernels=no
 for argument in "$@"; do
   case $argument in
     --tests) tests=yes demo=yes ;;
     --demo) demo=yes ;;
     --cluster) cluster=yes ;;
-    *) echo "usage: $0 [--demo] [--tests] [--cluster]" >&2; exit 2 ;;
+    --kernels) kernels=yes ;;
+    *) echo "usage: $0 [--demo] [--tests] [--cluster] [--kernels]" >&2; exit 2 ;;
   esac
 done
 
@@ -68,6 +70,13 @@ curl curl
 cc gcc
 nsenter util-linux"
   if [ "$demo" = yes ]; then echo "tcpdump tcpdump"; fi
+  if [ "$kernels" = yes ]; then
+    echo "qemu-system-x86_64 qemu-system-x86
+jq jq
+objcopy binutils
+xz xz-utils
+zstd zstd"
+  fi
   if [ "$tests" = yes ]; then
     echo "iperf3 iperf3
 wrk wrk
@@ -215,6 +224,10 @@ if [ "$cluster" = yes ]; then
   # shellcheck source=scripts/cluster-tools.sh
   . scripts/cluster-tools.sh
 fi
+if [ "$kernels" = yes ]; then
+  # shellcheck source=scripts/kernel-tools.sh
+  . scripts/kernel-tools.sh
+fi
 check_machine
 mkdir -p "$CACHE"
 install_packages
@@ -232,4 +245,7 @@ elif [ "$demo" = yes ]; then
 fi
 if [ "$cluster" = yes ]; then
   cluster_tools
+fi
+if [ "$kernels" = yes ]; then
+  kernel_tools
 fi

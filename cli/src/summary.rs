@@ -158,8 +158,13 @@ fn redirect(kernel: &Value) -> String {
         0 => "on".to_owned(),
         percent => format!("on, {} % of local bytes", past / percent),
     };
-    if let Some(reason) = kernel["redirect_accepted_reason"].as_str() {
-        let _ = write!(shown, "; not towards applications: {reason}");
+    for (feature, what) in [
+        ("redirect_to_applications_reason", "towards applications"),
+        ("redirect_accepted_reason", "of accepted sockets"),
+    ] {
+        if let Some(reason) = kernel[feature].as_str() {
+            let _ = write!(shown, "; not {what}: {reason}");
+        }
     }
     shown
 }
@@ -243,7 +248,7 @@ mod tests {
             "\
 node1  weft-node 0.1.0  Linux 6.1.0  ready
   control      connected, revision 12 applied 90 s ago
-  redirect     on, 75 % of local bytes; not towards applications: kernels before 6.18
+  redirect     on, 75 % of local bytes; not of accepted sockets: kernels before 6.18
   maps         fullest: sockets, 500 of 1000 (50 %)
   certificates 1, the next ends in 2 h
   traces       to http://127.0.0.1:4317/, 9 spans exported, 0 dropped

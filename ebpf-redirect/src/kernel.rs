@@ -50,7 +50,7 @@ struct NodeIds {
 }
 
 impl NodeIds {
-    fn find(options: &Options) -> Result<Self, KernelError> {
+    fn find(options: &Options, netns_cookie: u64) -> Result<Self, KernelError> {
         let id = |path: &Path| match std::fs::metadata(path) {
             Ok(directory) => Ok(directory.ino()),
             Err(source) => Err(KernelError::Cgroup { path: path.to_owned(), source }),
@@ -58,8 +58,7 @@ impl NodeIds {
         Ok(Self {
             proxy_cgroup: id(&options.proxy_cgroup)?,
             pods_cgroup: options.pods_cgroup.as_deref().map_or(Ok(0), id)?,
-            netns_cookie: sys::own_netns_cookie()
-                .map_err(|source| KernelError::Map { name: "CONFIG", source })?,
+            netns_cookie,
         })
     }
 }
@@ -141,11 +140,14 @@ impl Maps {
 impl Kernel {
     /// Probes, loads (or takes over what an earlier process pinned) and attaches.
     pub fn load(options: &Options) -> Result<Self, KernelError> {
+        // First, because no error further on would name it: it is the youngest of what Weft cannot do without that can be
+        // asked for.
+        let netns_cookie = own_netns_cookie()?;
         let report = probe::run();
         let pins = Pins::create(&options.pin_dir)?;
         let cgroup = File::open(&options.cgroup_root)
             .map_err(|source| KernelError::Cgroup { path: options.cgroup_root.clone(), source })?;
-        let node = NodeIds::find(options)?;
+        let node = NodeIds::find(options, netns_cookie)?;
         let carried = make_room(&pins, options.flows_max)?;
         let mut object = object::open(Some(&pins.maps()), options.flows_max, 0)?;
         let maps = Maps::open(&pins.maps())?;
@@ -312,6 +314,16 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         table.insert(key, value).map_err(|source| KernelError::Map { name, source })
     }
+}
+
+fn own_netns_cookie() -> Result<u64, KernelError> {
+    sys::own_netns_cookie().map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOPROTOOPT) => KernelError::TooOld {
+            kernel: probe::kernel_release(),
+            lacks: "no cookies of network namespaces (SO_NETNS_COOKIE)",
+        },
+        _ => KernelError::Map { name: "CONFIG", source },
+    })
 }
 
 /// One pod's share of `flows_max`.

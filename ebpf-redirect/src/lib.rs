@@ -74,6 +74,8 @@ pub struct PodState<'a> {
 pub enum KernelError {
     #[error("kernel programs were not built: run make setup")]
     NotBuilt,
+    #[error("Linux {kernel} is too old: it has {lacks}; 5.15 or later is needed")]
+    TooOld { kernel: String, lacks: &'static str },
     #[error("no program {0} in the kernel object")]
     NoProgram(&'static str),
     #[error("the kernel object cannot be loaded")]

@@ -41,31 +41,59 @@ pub struct ProbeReport {
     pub kernel: String,
     /// sk_msg acceleration.
     pub redirect: Feature,
+    /// The same towards applications; without it only what goes towards the proxy is redirected.
+    pub redirect_to_applications: Feature,
     /// The same for sockets that applications accept.
     pub redirect_accepted: Feature,
     /// What is known to be wrong and is tolerated: FIONREAD on an application's socket in the map to which the proxy sends through the
-    /// stack, because it began to in the very moment of the insert; or that only one direction is redirected.
+    /// stack, because it began to in the very moment of the insert.
     pub caveat: Option<String>,
 }
 
 /// Runs the probe in a thread and a network namespace of its own.
 pub(crate) fn run() -> ProbeReport {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    let result =
-        std::thread::spawn(behaviour).join().unwrap_or_else(|_| Err("the probe panicked".to_owned()));
+    let kernel = kernel_release();
+    let result = if mptcp() && !object::has_mptcp_helper() {
+        // One of them in a socket map has never been tried.
+        Err("kernels before 5.19 do not tell which sockets belong to MPTCP".to_owned())
+    } else {
+        std::thread::spawn(behaviour).join().unwrap_or_else(|_| Err("the probe panicked".to_owned()))
+    };
     let (redirect, caveat) = match result {
         Ok(caveat) => (Feature::Available, caveat),
         Err(reason) => (Feature::Off(reason), None),
     };
-    let redirect_accepted = if redirect.available() { accepted_sockets() } else { redirect.clone() };
-    ProbeReport { kernel, redirect, redirect_accepted, caveat }
+    let but = |other: fn() -> Feature| if redirect.available() { other() } else { redirect.clone() };
+    ProbeReport {
+        redirect_to_applications: but(towards_applications),
+        redirect_accepted: but(accepted_sockets),
+        kernel,
+        redirect,
+        caveat,
+    }
+}
+
+/// Nothing but the proxy holds a sender back whose messages are redirected, and it must know how far behind the reader is.
+fn towards_applications() -> Feature {
+    match btf::unread_offsets() {
+        Some(_) => Feature::Available,
+        None => Feature::Off("the kernel does not tell what is unread".to_owned()),
+    }
+}
+
+pub(crate) fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Does this kernel have MPTCP?
+fn mptcp() -> bool {
+    fs::exists("/proc/sys/net/mptcp/enabled").unwrap_or(true)
 }
 
 /// A plain TCP child of an MPTCP listener (Go's default) must not be in a socket map on kernels before 6.18: `accept()`
 /// then takes it for an MPTCP socket. The hook cannot tell such a child from others.
 fn accepted_sockets() -> Feature {
-    let mptcp = fs::read_to_string("/proc/sys/net/mptcp/enabled").is_ok();
-    if mptcp && !object::kernel_at_least(6, 18) {
+    if mptcp() && !object::kernel_at_least(6, 18) {
         return Feature::Off("kernels before 6.18 confuse accepted sockets with MPTCP".to_owned());
     }
     Feature::Available
@@ -88,9 +116,7 @@ fn behaviour() -> Result<Option<String>, String> {
         (true, Some(wrong), _) => Err(format!("redirected sockets: {wrong}")),
         (false, _, Some(wrong)) => Err(format!("sockets only in the map: {wrong}")),
         (true, None, wrong) => Ok(wrong.map(|wrong| format!("sockets only in the map: {wrong}"))),
-        (false, _, None) => {
-            Ok(Some("only towards the proxy: the kernel does not tell what is unread".to_owned()))
-        }
+        (false, _, None) => Ok(None),
     }
 }
 

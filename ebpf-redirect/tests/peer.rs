@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, POD4, POD6, World, at, connect_named, counted, forge, used, wait_for};
+use world::{PEER4, PEER6, POD4, POD6, World, at, connect_named, counted, forge, used, wait_for};
 
 const CLIENT4: &str = "10.99.0.1";
 const CLIENT6: &str = "fd99::1";
@@ -200,4 +200,51 @@ fn nobody_outside_can_come_from_loopback_even_where_route_localnet_is_on() {
     sysctl(&world, "all/rp_filter", "0");
     sysctl(&world, "eth0/rp_filter", "0");
     assert_eq!(sent("127.0.0.2").1, 1);
+}
+
+/// IPv6 packets that the pod's network stack took for malformed.
+fn dropped_by_the_kernel(world: &World) -> u64 {
+    let counters = world.run("agent", &world.pod, || std::fs::read_to_string("/proc/thread-self/net/snmp6"));
+    let counters = counters.unwrap();
+    let line = counters.lines().find(|line| line.starts_with("Ip6InHdrErrors")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn nobody_outside_can_come_from_loopback_or_a_mapped_address_over_ipv6() {
+    let world = World::new();
+    let kernel = world.kernel();
+    let _proxy = world.enrol(&kernel);
+    let app = world.listen("pod", &world.pod, POD6, 8080);
+    app.set_nonblocking(true).unwrap();
+    let inbound = |kernel: &Kernel| {
+        [Outcome::LookupLocal, Outcome::LookupSteered].map(|outcome| counted(kernel, outcome))
+    };
+    let sent = |from: &'static str| {
+        let [local, steered] = inbound(&kernel);
+        world.run("agent", &world.peer, move || {
+            forge(from, POD6, 8080);
+            forge(PEER6, POD6, 8080);
+        });
+        wait_for("the honest SYN", || inbound(&kernel)[1] > steered);
+        let [local_after, steered_after] = inbound(&kernel);
+        (local_after - local, steered_after - steered - 1)
+    };
+    assert_eq!(
+        (sent("fd77::9"), dropped_by_the_kernel(&world)),
+        ((0, 1), 0),
+        "a forged packet as such arrives"
+    );
+    assert_eq!((sent("::1"), dropped_by_the_kernel(&world)), ((0, 0), 1));
+    // The kernel drops a mapped address too, but only after the look-up: it must not pass for the IPv4 address there.
+    let mapped = ["::ffff:127.0.0.1", "::ffff:10.77.0.5", "::ffff:10.77.0.9"];
+    for (number, source) in mapped.into_iter().enumerate() {
+        assert_eq!((sent(source).0, dropped_by_the_kernel(&world)), (0, number as u64 + 2), "{source}");
+    }
+    // The pod's own address does arrive, other than in IPv4, and passes for the pod's own call. The answer stays in the pod,
+    // which refuses it: no connection comes of it.
+    let (local, steered) = sent(POD6);
+    assert!(local >= 1, "{local}");
+    assert_eq!(steered, 0);
+    assert_eq!(app.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }

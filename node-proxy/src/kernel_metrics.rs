@@ -21,8 +21,11 @@ pub fn publish(telemetry: &Telemetry, kernel: &Arc<Kernel>) {
 fn collect(kernel: &Kernel, samples: &mut Samples) {
     samples.put(&names::REDIRECT_ENABLED, &[], f64::from(u8::from(kernel.redirect_on())));
     let report = kernel.probe_report();
-    for (feature, found) in [("redirect", &report.redirect), ("redirect_accepted", &report.redirect_accepted)]
-    {
+    for (feature, found) in [
+        ("redirect", &report.redirect),
+        ("redirect_to_applications", &report.redirect_to_applications),
+        ("redirect_accepted", &report.redirect_accepted),
+    ] {
         samples.put(&names::PROBE_PASSED, &[("feature", feature)], f64::from(u8::from(found.available())));
     }
     // A map that cannot be read leaves its series out; the hooks do not depend on it.

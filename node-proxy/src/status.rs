@@ -43,7 +43,9 @@ pub struct KernelStatus {
     pub redirect: bool,
     /// Why it is not.
     pub redirect_reason: Option<String>,
-    /// Why not for sockets that applications accept; None: there too.
+    /// Why not towards applications; None: there too.
+    pub redirect_to_applications_reason: Option<String>,
+    /// Why not for sockets that applications accept; None: for them too.
     pub redirect_accepted_reason: Option<String>,
     pub caveat: Option<String>,
     /// The hooks that are attached to the node's cgroup.
@@ -158,6 +160,7 @@ impl Node {
         KernelStatus {
             redirect,
             redirect_reason: (!redirect).then(off),
+            redirect_to_applications_reason: why(&report.redirect_to_applications),
             redirect_accepted_reason: why(&report.redirect_accepted),
             caveat: report.caveat.clone(),
             programs,

@@ -10,6 +10,7 @@ use crate::abi::{
 use crate::count::Outcome;
 
 pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_MPTCP: u32 = 262;
 
 /// Bits of an LPM key in front of the address.
 pub const CIDR_COOKIE_BITS: u32 = 64;

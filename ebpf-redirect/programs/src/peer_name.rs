@@ -6,11 +6,13 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use weft_ebpf_common::abi::{Address, FAMILY_V4, FAMILY_V6, SocketAddress};
+use weft_ebpf_common::abi::{Address, End, FAMILY_V4, FAMILY_V6, SocketAddress};
 use weft_ebpf_common::count::Outcome;
 use weft_ebpf_common::decide;
 
-use crate::maps::{ACCEPTED_PEERS, CLOSED_PEERS, ORIGINAL_BY_COOKIE, PODS, by_proxy, count};
+use crate::maps::{
+    ACCEPTED_PEERS, CLOSED_PEERS, ORIGINAL_BY_COOKIE, ORIGINAL_DESTINATIONS, PODS, by_proxy, count,
+};
 
 /// The only verdict that the verifier accepts here.
 const PROCEED: i32 = 1;
@@ -43,9 +45,12 @@ pub fn weft_peer_name6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn name(ctx: &SockAddrContext, family: u32, peer: Address) -> Option<SocketAddress> {
     let local = local(ctx, family);
+    // SAFETY: the context of a running program is valid.
+    let protocol = unsafe { (*ctx.sock_addr).protocol };
     // SAFETY: the helpers take the program's context; map values stay valid while the program runs.
     unsafe {
-        let enrolled = PODS.get(&bpf_get_netns_cookie(ctx.as_ptr())).is_some();
+        let netns_cookie = bpf_get_netns_cookie(ctx.as_ptr());
+        let enrolled = PODS.get(&netns_cookie).is_some();
         // A pod that has just been released still has connections with names.
         if !enrolled && !decide::looks_accepted_from_proxy(&local, &peer) || by_proxy() {
             return None;
@@ -58,7 +63,15 @@ fn name(ctx: &SockAddrContext, family: u32, peer: Address) -> Option<SocketAddre
                 None => CLOSED_PEERS.get(&socket).copied(),
             },
         };
-        if found.is_none() && (!enrolled || (*ctx.sock_addr).protocol != decide::IPPROTO_TCP) {
+        // What an application holds of MPTCP is not the socket that connected, but has its addresses.
+        let found = match found {
+            None if enrolled && protocol == decide::IPPROTO_MPTCP => {
+                let end = End { netns_cookie, socket: SocketAddress::new(local, local_port(ctx)) };
+                ORIGINAL_DESTINATIONS.get(&end).map(|flow| flow.original)
+            }
+            found => found,
+        };
+        if found.is_none() && (!enrolled || protocol != decide::IPPROTO_TCP) {
             return None;
         }
         let port = u16::from_be((*ctx.sock_addr).user_port as u16);
@@ -80,6 +93,13 @@ fn local(ctx: &SockAddrContext, family: u32) -> Address {
             crate::sock_ops::words(&raw const (*socket).src_ip6)
         }
     }
+}
+
+/// Its port.
+#[inline(always)]
+fn local_port(ctx: &SockAddrContext) -> u16 {
+    // SAFETY: the hook always has a socket. In host order.
+    unsafe { (&raw const (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_port).read_volatile() as u16 }
 }
 
 /// Word by word and volatile: the verifier refuses the wide accesses into which the compiler would merge these.

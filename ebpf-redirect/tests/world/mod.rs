@@ -275,19 +275,45 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A SYN with a forged source, from outside the pod.
 pub(crate) fn forge(from: &str, to: &str, port: u16) {
-    let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
-    let (from, to) = (octets(from), octets(to));
     let mut tcp = vec![0x30, 0x39];
     tcp.extend(port.to_be_bytes());
     tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &tcp].concat();
+    let (domain, next_hop, header, ends) = match (from.parse().unwrap(), to.parse().unwrap()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let header = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+            (Domain::IPV4, POD4, header, [from.octets(), to.octets()].concat())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+            (Domain::IPV6, POD6, header, [from.octets(), to.octets()].concat())
+        }
+        mixed => panic!("{mixed:?}: two families"),
+    };
+    // Of the pseudo header only the sum counts, and that is the same in both families.
+    let pseudo = [&ends[..], &[0, 6, 0, 20], &tcp].concat();
     let mut sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-    let packet = [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0][..], &from, &to, &tcp].concat();
-    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::from(libc::IPPROTO_RAW))).unwrap();
-    raw.send_to(&packet, &at(POD4, 0).into()).unwrap();
+    let raw = Socket::new(domain, Type::RAW, Some(socket2::Protocol::from(libc::IPPROTO_RAW))).unwrap();
+    raw.send_to(&[header, ends, tcp].concat(), &at(next_hop, 0).into()).unwrap();
+}
+
+/// An amount of work, made smaller where the machine is much slower than the real one: `WEFT_TEST_DIVISOR`, which
+/// `tests/kernels/run.sh` sets for its emulated machines. What a test shows does not depend on it.
+pub(crate) fn scaled(amount: usize) -> usize {
+    let divisor = std::env::var("WEFT_TEST_DIVISOR").map_or(1, |divisor| divisor.parse().unwrap());
+    amount / divisor
+}
+
+/// Are messages towards applications redirected on this kernel? Else only those towards the proxy are.
+pub(crate) fn redirects_to_applications(kernel: &Kernel) -> bool {
+    kernel.probe_report().redirect_to_applications.available()
+}
+
+/// Are sockets redirected that applications accept?
+pub(crate) fn redirects_accepted(kernel: &Kernel) -> bool {
+    kernel.probe_report().redirect_accepted.available()
 }
 
 pub(crate) fn at(address: &str, port: u16) -> SocketAddr {
