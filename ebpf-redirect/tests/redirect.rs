@@ -125,6 +125,22 @@ fn redirects(kernel: &Kernel) {
 }
 
 #[test]
+fn what_is_off_on_this_kernel_has_a_reason() {
+    let world = World::new();
+    let kernel = world.kernel();
+    let report = kernel.probe_report();
+    for (name, feature) in [
+        ("redirect", &report.redirect),
+        ("towards applications", &report.redirect_to_applications),
+        ("of accepted sockets", &report.redirect_accepted),
+    ] {
+        // Not by a macro, whose output a passing test would swallow: `tests/kernels/run.sh` shows it.
+        writeln!(io::stderr(), "probe: {name}: {feature:?}").unwrap();
+        assert!(!matches!(feature, Feature::Off(reason) if reason.is_empty()), "{name}");
+    }
+}
+
+#[test]
 fn every_byte_arrives_each_way_and_is_counted_by_its_path() {
     let world = World::new();
     let kernel = world.kernel();
