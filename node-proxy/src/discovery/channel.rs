@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_stream::Stream;
@@ -25,7 +26,7 @@ use weft_proto::v1::certificates_client::CertificatesClient;
 use weft_proto::v1::discovery_client::DiscoveryClient;
 
 use super::ControlStatus;
-use super::credentials::{Files, NodeCertificate};
+use super::credentials::{Believed, Files, NodeCertificate};
 use crate::identity::{self, Renewal, SignError, Signer, retry_pause};
 use crate::settings::Settings;
 use crate::snapshot::SnapshotHandle;
@@ -79,6 +80,7 @@ pub struct ControlPlane {
     files: Files,
     /// Where a pod that is asked a certificate for is named.
     snapshot: Arc<SnapshotHandle>,
+    believed: Mutex<Believed>,
     certificate: ArcSwapOption<NodeCertificate>,
     /// A connection with the certificate came to nothing: it may be the certificate.
     doubted: AtomicBool,
@@ -97,6 +99,7 @@ impl ControlPlane {
             address,
             files,
             snapshot,
+            believed: Mutex::default(),
             certificate: ArcSwapOption::empty(),
             doubted: AtomicBool::new(false),
             current: ArcSwapOption::empty(),
@@ -135,7 +138,7 @@ impl ControlPlane {
     /// A certificate to connect with: the present one if there is no reason against it, or else a new one.
     async fn certificate(
         &self,
-        authority: &str,
+        authority: &Arc<String>,
         status: &watch::Sender<ControlStatus>,
     ) -> Result<Arc<NodeCertificate>, ControlError> {
         let present = self.certificate.load_full().filter(|present| !present.expired());
@@ -228,11 +231,16 @@ impl ControlPlane {
 
     async fn open(
         &self,
-        authority: &str,
+        authority: &Arc<String>,
         certificate: Option<&NodeCertificate>,
     ) -> Result<Channel, ControlError> {
+        let believed = {
+            let snapshot = self.snapshot.load();
+            let pushed = snapshot.mesh().map_or(&[][..], |mesh| &mesh.roots);
+            self.believed.lock().by(authority, pushed)
+        };
         let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name(SERVER_NAME);
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(believed)).domain_name(SERVER_NAME);
         if let Some(certificate) = certificate {
             tls = tls.identity(certificate.identity.clone());
         }

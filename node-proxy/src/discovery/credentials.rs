@@ -2,6 +2,7 @@
 //!
 //! The files are read again whenever they are needed. One that cannot be used leaves the last good one in place.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,6 +77,29 @@ async fn read(what: &'static str, path: &Path) -> Result<String, ControlError> {
         return Err(file_error(io::Error::other("is too large")));
     }
     tokio::fs::read_to_string(path).await.map_err(file_error)
+}
+
+/// Whom a connection to the control plane believes: the file's authorities, and the roots that the control plane has pushed since the
+/// file was last another one. In a rotation the push comes at once, and the kubelet brings the file minutes later; a control plane
+/// that restarts in between already shows the new authority. What was pushed before the file changed does not count: a root that
+/// was taken out of the file is out.
+#[derive(Default)]
+pub(super) struct Believed {
+    file: Option<Arc<String>>,
+    before: BTreeSet<Vec<u8>>,
+}
+
+impl Believed {
+    /// As PEM.
+    pub(super) fn by(&mut self, file: &Arc<String>, pushed: &[Vec<u8>]) -> String {
+        if self.file.as_ref() != Some(file) {
+            self.file = Some(Arc::clone(file));
+            self.before = pushed.iter().cloned().collect();
+        }
+        let new = pushed.iter().filter(|root| !self.before.contains(*root));
+        let new: Vec<_> = new.map(|root| pem::Pem::new("CERTIFICATE", root.clone())).collect();
+        format!("{file}\n{}", pem::encode_many(&new))
+    }
 }
 
 /// The node's own certificate, with its key.

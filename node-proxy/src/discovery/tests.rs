@@ -395,6 +395,36 @@ async fn the_connection_follows_the_authority_and_a_broken_file_changes_nothing(
     assert!(bed.streams.is_empty(), "another authority's control plane is not believed");
 }
 
+#[tokio::test]
+async fn a_root_that_was_pushed_is_believed_before_the_file_has_it_and_not_after_the_file_has_lost_it() {
+    let pushed = |roots: &[&str]| {
+        let der = |pem: &&str| pem::parse(pem).unwrap().into_contents();
+        let mesh = Resource::Mesh(Arc::new(Mesh {
+            trust_domain: "cluster.local".parse().unwrap(),
+            roots: roots.iter().map(der).collect(),
+            enrolled_namespaces: Vec::new(),
+        }));
+        let change = Change::Upsert(convert::key_of(&mesh), convert::version_of(&mesh), mesh);
+        Snapshot::default().apply(Revision(1), [change])
+    };
+    let told = |status: &ControlStatus| status.last_error.as_ref().is_some_and(|e| e.contains("certificate"));
+    // The control plane shows a certificate of its new authority, and the file has only the old one.
+    let mut bed = bed().await;
+    drop(bed.opened().await);
+    let (old, new) = (Ca::new().pem, bed.ca.pem.clone());
+    bed.snapshot.replace(pushed(&[&old]));
+    std::fs::write(bed.file("ca.pem"), &old).unwrap();
+    let mut status = bed.status.subscribe();
+    status.wait_for(told).await.unwrap();
+    while bed.streams.try_recv().is_ok() {}
+    bed.snapshot.replace(pushed(&[&old, &new]));
+    let _stream = bed.opened().await;
+    // Another file: what was pushed before counts no more.
+    std::fs::write(bed.file("ca.pem"), Ca::new().pem).unwrap();
+    status.wait_for(|status| !status.connected && told(status)).await.unwrap();
+    assert!(bed.streams.is_empty());
+}
+
 #[test]
 fn pauses_between_attempts_grow_and_stay_bounded() {
     for failures in [0, 1, 5, 50, u32::MAX] {
