@@ -162,11 +162,12 @@ async fn serve(
 async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
     while let Some(events) = batches.recv().await {
         let count = events.len();
-        let (changes, revision) = {
+        let revision = {
             let mut index = world.index.write();
-            (index.apply(events), index.revision().0)
+            let changes = index.apply(events);
+            world.hub.changed(changes);
+            index.revision().0
         };
-        world.hub.changed(&changes);
         world.synced.store(true, Ordering::Release);
         tracing::info!(events = count, revision, "objects taken in");
     }
@@ -219,13 +220,10 @@ impl Following {
                 self.problem = None;
                 if let Some(bundle) = bundle {
                     tracing::info!(roots = bundle.len(), "trust bundle changed");
-                    let changes = {
-                        let mut index = world.index.write();
-                        let changes = index.set_roots(bundle);
-                        self.bundle_revision = index.revision().0;
-                        changes
-                    };
-                    world.hub.changed(&changes);
+                    let mut index = world.index.write();
+                    let changes = index.set_roots(bundle);
+                    self.bundle_revision = index.revision().0;
+                    world.hub.changed(changes);
                 }
             }
             Err(error) => {

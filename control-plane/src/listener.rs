@@ -19,12 +19,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use weft_proto::v1::certificates_server::CertificatesServer;
-use weft_proto::v1::discovery_server::DiscoveryServer;
 
 use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
 use crate::caller::Caller;
 use crate::places::{Counted, Places};
-use crate::push::DiscoveryService;
+use crate::push::{DiscoveryServer, DiscoveryService};
 use crate::world::World;
 
 /// After a renewal of the listener's certificate that failed.
@@ -106,8 +105,7 @@ pub(crate) async fn serve(
     let acceptor = TlsAcceptor::from(Arc::new(certificate.config(&world)?));
     let (ready, connections) = mpsc::channel(1);
     tokio::spawn(accept(world.clone(), listener, acceptor, ready, stop.clone()));
-    let discovery =
-        DiscoveryServer::new(DiscoveryService::new(world.clone())).max_decoding_message_size(HELLO_BYTES_MAX);
+    let discovery = DiscoveryServer::new(DiscoveryService::new(world.clone()), HELLO_BYTES_MAX);
     let certificates =
         CertificatesServer::new(CertificateService(world)).max_decoding_message_size(2 * CSR_BYTES_MAX);
     Server::builder()

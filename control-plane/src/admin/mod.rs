@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use weft_proto::convert;
 
+use crate::index::Sent;
 use crate::settings::AdminAddress;
 use crate::world::World;
 
@@ -193,19 +194,16 @@ fn status(world: &World) -> serde_json::Value {
 
 fn config_dump(world: &World, node: &str) -> serde_json::Value {
     let index = world.index.read();
-    let resources: Vec<_> = index
-        .all_keys(node)
-        .into_iter()
-        .filter_map(|key| {
-            let sent = index.wanted(node, &key)?;
-            Some(serde_json::json!({
-                "key": convert::resource_key_to_wire(&key).name,
-                "kind": format!("{key:?}").split(['(', ' ', '{']).next(),
-                "version": format!("{:016x}", sent.wire.version),
-                "content": format!("{:?}", sent.wire.body),
-            }))
+    let shown = |sent: &Arc<Sent>| {
+        let key = &sent.key;
+        serde_json::json!({
+            "key": convert::resource_key_to_wire(key).name,
+            "kind": format!("{key:?}").split(['(', ' ', '{']).next(),
+            "version": format!("{:016x}", sent.version),
+            "content": format!("{:?}", sent.resource().body),
         })
-        .collect();
+    };
+    let resources: Vec<_> = index.all(node).into_iter().map(shown).collect();
     serde_json::json!({ "node": node, "revision": index.revision().0, "resources": resources })
 }
 

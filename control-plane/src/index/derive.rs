@@ -14,7 +14,7 @@ use super::interest::Edge;
 use super::objects::RouteName;
 use super::{Changes, Dirty, Index, Referrer, RouteEntry, Sent, WorkloadEntry};
 use crate::source::ObjectKey;
-use crate::source::object::{self, Kind, Pod, TargetPort, selects};
+use crate::source::object::{self, Kind, Pod, TargetPort};
 
 impl Index {
     pub(super) fn derive(&mut self, dirty: Dirty, changes: &mut Changes) {
@@ -23,9 +23,9 @@ impl Index {
         }
         for id in dirty.services {
             let next = self.objects.services.get(&id).map(|service| Sent::new(&service_resource(service)));
-            replace(&mut self.services, id.clone(), next, || {
-                changes.everywhere.insert(ResourceKey::Service(id));
-            });
+            let key = ResourceKey::Service(id.clone());
+            let before = self.common(&key);
+            replace(&mut self.services, id, next, || changes.everywhere(key, before));
         }
         for id in dirty.endpoints {
             self.derive_endpoints(&id, changes);
@@ -44,18 +44,17 @@ impl Index {
                 let next = next.map(|o| Sent::new(&Resource::AuthorizationPolicy(o.policy.clone())));
                 let nodes = self.interest.nodes_of_policy(&id);
                 replace(&mut self.authorization, id.clone(), next, || {
-                    for node in nodes {
-                        let keys = changes.by_node.entry(node).or_default();
-                        keys.insert(ResourceKey::AuthorizationPolicy(id.clone()));
+                    for node in &nodes {
+                        changes.for_node(node, ResourceKey::AuthorizationPolicy(id.clone()));
                     }
                 });
             }
             Kind::TrafficPolicy => {
                 let next = self.objects.traffic.get(&id).filter(|o| o.for_clients);
                 let next = next.map(|o| Sent::new(&Resource::TrafficPolicy(o.policy.clone())));
-                replace(&mut self.traffic, id.clone(), next, || {
-                    changes.everywhere.insert(ResourceKey::TrafficPolicy(id.clone()));
-                });
+                let key = ResourceKey::TrafficPolicy(id.clone());
+                let before = self.common(&key);
+                replace(&mut self.traffic, id, next, || changes.everywhere(key, before));
             }
             _ => {}
         }
@@ -65,29 +64,35 @@ impl Index {
         let next =
             self.objects.pods.get(id).and_then(|pod| self.workload_entry(pod).map(|e| (pod.uid.clone(), e)));
         // A pod without an address is its node's business alone.
-        let told = |entry: &WorkloadEntry, uid: &PodUid, changes: &mut Changes| {
+        let told = |entry: &WorkloadEntry, uid: &PodUid, before: Option<u64>, changes: &mut Changes| {
             let key = ResourceKey::Workload(uid.clone());
-            match &entry.others {
-                Some(_) => changes.everywhere.insert(key),
-                None => changes.by_node.entry(entry.node.clone()).or_default().insert(key),
-            };
+            match (&entry.others, before) {
+                (None, None) => changes.for_node(&entry.node, key),
+                _ => changes.everywhere(key, before),
+            }
         };
-        if let Some(old_uid) = self.uid_of_pod.get(id).cloned() {
-            if let (Some((uid, entry)), Some(old)) = (&next, self.workloads.get(&old_uid))
-                && *uid == old_uid
-                && entry == old
-            {
-                return;
-            }
-            self.uid_of_pod.remove(id);
-            if let Some(old) = self.workloads.remove(&old_uid) {
-                self.count(&old, false, changes);
-                told(&old, &old_uid, changes);
-            }
+        let old_uid = self.uid_of_pod.get(id).cloned();
+        if let (Some((uid, entry)), Some(old_uid)) = (&next, &old_uid)
+            && uid == old_uid
+            && self.workloads.get(old_uid) == Some(entry)
+        {
+            return;
+        }
+        let common = |uid: &PodUid| self.common(&ResourceKey::Workload(uid.clone()));
+        let old_common = old_uid.as_ref().and_then(common);
+        let next_common = next.as_ref().and_then(|(uid, _)| common(uid));
+        let old = old_uid.and_then(|uid| self.workloads.remove(&uid).map(|old| (uid, old)));
+        self.uid_of_pod.remove(id);
+        // In before out: a node whose only pod changed did not lose its interest in everything.
+        if let Some((_, entry)) = &next {
+            self.count(entry, true, changes);
+        }
+        if let Some((uid, old)) = &old {
+            self.count(old, false, changes);
+            told(old, uid, old_common, changes);
         }
         let Some((uid, entry)) = next else { return };
-        self.count(&entry, true, changes);
-        told(&entry, &uid, changes);
+        told(&entry, &uid, next_common, changes);
         self.uid_of_pod.insert(id.clone(), uid.clone());
         self.workloads.insert(uid, entry);
     }
@@ -111,9 +116,8 @@ impl Index {
             let first = (first, RouteKind::Grpc);
             let routes = self.routes.range(first..).take_while(|((id, _), _)| id.namespace == *namespace);
             let consumers = routes.filter(|(_, route)| !route.producer);
-            let keys: Vec<_> = consumers.map(|((id, kind), _)| kind.key(id.clone())).collect();
-            if !keys.is_empty() {
-                changes.by_node.entry(node.clone()).or_default().extend(keys);
+            for ((id, kind), _) in consumers {
+                changes.for_node(node, kind.key(id.clone()));
             }
         }
         for policy in &entry.policies {
@@ -123,8 +127,7 @@ impl Index {
                 self.interest.remove_policy(node, policy)
             };
             if edge == Edge::Crossed {
-                let keys = changes.by_node.entry(node.clone()).or_default();
-                keys.insert(ResourceKey::AuthorizationPolicy(policy.clone()));
+                changes.for_node(node, ResourceKey::AuthorizationPolicy(policy.clone()));
             }
         }
     }
@@ -189,8 +192,7 @@ impl Index {
     /// The most specific word counts: a policy that selects the pod, a policy of its namespace, the namespace's label.
     /// Among equals STRICT wins.
     fn inbound_mode(&self, pod: &Pod) -> InboundMode {
-        let inbounds =
-            || self.objects.traffic_of(&pod.id.namespace).filter_map(|policy| policy.inbound.as_ref());
+        let inbounds: Vec<_> = self.objects.inbounds_for(pod).collect();
         let strictest = |modes: Vec<InboundMode>| {
             let permissive = modes.iter().all(|mode| *mode == InboundMode::Permissive);
             (!modes.is_empty()).then_some(if permissive {
@@ -199,13 +201,12 @@ impl Index {
                 InboundMode::Strict
             })
         };
-        let by_selector = inbounds()
-            .filter(|inbound| inbound.selector.as_ref().is_some_and(|s| selects(s, &pod.labels)))
-            .map(|inbound| inbound.mode);
-        let by_namespace =
-            inbounds().filter(|inbound| inbound.selector.is_none()).map(|inbound| inbound.mode);
-        strictest(by_selector.collect())
-            .or_else(|| strictest(by_namespace.collect()))
+        let modes = |by_selector: bool| {
+            let inbounds = inbounds.iter().filter(|inbound| inbound.selector.is_some() == by_selector);
+            inbounds.map(|inbound| inbound.mode).collect()
+        };
+        strictest(modes(true))
+            .or_else(|| strictest(modes(false)))
             .or_else(|| self.objects.namespaces.get(&pod.id.namespace)?.inbound_mode)
             .unwrap_or_default()
     }
@@ -234,7 +235,8 @@ impl Index {
         let old = self.endpoints.remove(id).unwrap_or_default();
         let ips: BTreeSet<IpAddr> = old.keys().chain(next.keys()).copied().collect();
         for ip in ips.into_iter().filter(|ip| old.get(ip) != next.get(ip)) {
-            changes.everywhere.insert(ResourceKey::Endpoint { service: id.clone(), ip });
+            let before = old.get(&ip).map(|sent| sent.version);
+            changes.everywhere(ResourceKey::Endpoint { service: id.clone(), ip }, before);
         }
         if !next.is_empty() {
             self.endpoints.insert(id.clone(), next);
@@ -246,8 +248,9 @@ impl Index {
         if self.objects.slices_of(id).next().is_some() {
             return self.endpoints_from_slices(service);
         }
+        // A Service's selector has labels: an empty one is none.
         let Some(selector) = &service.selector else { return BTreeMap::new() };
-        let pods = self.objects.pods_of(&id.namespace).filter(|pod| selects(selector, &pod.labels));
+        let pods = self.objects.pods_with(&id.namespace, selector);
         pods.filter(|pod| !pod.terminal)
             .flat_map(|pod| endpoints_of_pod(service, pod, &self.objects.zone_of(pod)))
             .collect()
@@ -298,9 +301,9 @@ impl Index {
             producer: route.parents.iter().any(|parent| parent.service.namespace == id.namespace),
             sent: Sent::new(&Resource::HttpRoute(Arc::new(self.resolved(route)))),
         });
-        replace(&mut self.routes, name.clone(), next, || {
-            changes.everywhere.insert(kind.key(id.clone()));
-        });
+        let key = kind.key(id.clone());
+        let before = self.common(&key);
+        replace(&mut self.routes, name.clone(), next, || changes.everywhere(key, before));
     }
 
     /// The route with its references checked: backends that cannot be resolved are marked, mirrors left out.

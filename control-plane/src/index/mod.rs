@@ -9,13 +9,15 @@ mod interest;
 mod objects;
 mod programmed;
 mod references;
+mod selectors;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use weft_proto::convert;
 use weft_proto::identity::{NamespacedName, PodUid, TrustDomain};
@@ -31,34 +33,53 @@ pub use self::status::RouteStatus;
 use crate::source::object::{JoinToken, Kind, Pod};
 use crate::source::{Event, Object, ObjectKey};
 
-/// A resource as it is sent, encoded once.
+/// A resource as it is sent, encoded once for all nodes.
 #[derive(Debug, PartialEq)]
 pub struct Sent {
-    pub wire: v1::Resource,
-    pub bytes: usize,
+    pub key: ResourceKey,
+    pub version: u64,
+    /// A `v1::Resource`.
+    pub encoded: Bytes,
 }
 
 impl Sent {
     fn new(resource: &Resource) -> Arc<Self> {
         let wire = convert::resource_to_wire(resource);
-        Arc::new(Self { bytes: wire.encoded_len(), wire })
+        let encoded = wire.encode_to_vec().into();
+        Arc::new(Self { key: convert::key_of(resource), version: wire.version, encoded })
+    }
+
+    /// Unpacked, for people.
+    pub fn resource(&self) -> v1::Resource {
+        v1::Resource::decode(self.encoded.clone()).unwrap_or_default()
     }
 }
 
 /// What a batch of events changed, for those who push.
 #[derive(Debug, Default, PartialEq)]
 pub struct Changes {
-    /// Of interest to every node.
-    pub everywhere: BTreeSet<ResourceKey>,
+    /// Of interest to every node; with what was [common](Index::common) before.
+    pub everywhere: BTreeMap<ResourceKey, Option<u64>>,
     /// Of interest to one node.
     pub by_node: BTreeMap<Arc<str>, BTreeSet<ResourceKey>>,
     /// Nodes for which everything may differ.
     pub whole: BTreeSet<Arc<str>>,
+    /// A route, a policy, or what they refer to: their status may read otherwise, even if no node is told anything.
+    pub status: bool,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
         self.everywhere.is_empty() && self.by_node.is_empty() && self.whole.is_empty()
+    }
+
+    /// `before`: as it was right before; what is said first of a batch counts.
+    fn everywhere(&mut self, key: ResourceKey, before: Option<u64>) {
+        self.everywhere.entry(key).or_insert(before);
+    }
+
+    fn for_node(&mut self, node: &Arc<str>, key: ResourceKey) {
+        self.by_node.entry(node.clone()).or_default().insert(key);
     }
 }
 
@@ -72,6 +93,27 @@ struct WorkloadEntry {
     others: Option<Arc<Sent>>,
     policies: BTreeSet<NamespacedName>,
     enrolled: bool,
+}
+
+/// Kinds with a status, and those that one speaks of. Pods count by what nodes are told of them.
+fn concerns_status(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Namespace
+            | Kind::Node
+            | Kind::ServiceAccount
+            | Kind::Pod
+            | Kind::EndpointSlice
+            | Kind::JoinToken
+    )
+}
+
+/// A workload as this node should hold it; `active`: whether it has enrolled pods.
+fn of_workload<'a>(entry: &'a WorkloadEntry, node: &str, active: bool) -> Option<&'a Arc<Sent>> {
+    match &entry.others {
+        _ if *entry.node == *node => Some(&entry.own),
+        others => others.as_ref().filter(|_| active),
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -167,7 +209,7 @@ impl Index {
         let sent = Some(Sent::new(&Resource::Mesh(Arc::new(mesh))));
         if self.mesh != sent {
             self.mesh = sent;
-            changes.everywhere.insert(ResourceKey::Mesh);
+            changes.everywhere(ResourceKey::Mesh, None);
         }
     }
 
@@ -210,6 +252,7 @@ impl Index {
         self.objects.insert(object);
         self.mark(&key, dirty);
         self.policy_changed(&key, changes);
+        changes.status |= concerns_status(key.kind);
     }
 
     fn delete_object(&mut self, key: &ObjectKey, dirty: &mut Dirty, changes: &mut Changes) {
@@ -217,6 +260,7 @@ impl Index {
         self.objects.remove(key);
         self.mark(key, dirty);
         self.policy_changed(key, changes);
+        changes.status |= concerns_status(key.kind);
     }
 
     /// Marks what is derived from an object, as it stands now.
@@ -267,19 +311,54 @@ impl Index {
     }
 
     /// Every resource that a node should hold.
-    pub fn all_keys(&self, node: &str) -> Vec<ResourceKey> {
-        let endpoints = self.endpoints.iter().flat_map(|(service, by_ip)| {
-            by_ip.keys().map(|ip| ResourceKey::Endpoint { service: service.clone(), ip: *ip })
-        });
-        let keys = [ResourceKey::Mesh].into_iter();
-        keys.chain(self.workloads.keys().cloned().map(ResourceKey::Workload))
-            .chain(self.services.keys().cloned().map(ResourceKey::Service))
-            .chain(endpoints)
-            .chain(self.routes.keys().map(|(id, kind)| kind.key(id.clone())))
-            .chain(self.authorization.keys().cloned().map(ResourceKey::AuthorizationPolicy))
-            .chain(self.traffic.keys().cloned().map(ResourceKey::TrafficPolicy))
-            .filter(|key| self.wanted(node, key).is_some())
-            .collect()
+    pub fn all(&self, node: &str) -> Vec<&Arc<Sent>> {
+        let mut all: Vec<&Arc<Sent>> = self.mesh.iter().collect();
+        let active = self.interest.active(node);
+        let workloads = self.workloads.values().filter_map(|entry| of_workload(entry, node, active));
+        all.extend(workloads);
+        if active {
+            all.extend(self.services.values());
+            all.extend(self.endpoints.values().flat_map(BTreeMap::values));
+            let keys = self.routes.keys().map(|(id, kind)| kind.key(id.clone()));
+            let keys = keys.chain(self.authorization.keys().cloned().map(ResourceKey::AuthorizationPolicy));
+            all.extend(keys.filter_map(|key| self.wanted(node, &key)));
+            all.extend(self.traffic.values());
+        }
+        all
+    }
+
+    /// What every node with enrolled pods holds of this key, unless it is told something else of it than the others; its
+    /// version. What a node holds is kept as the difference to this: it takes as much memory as the node is special.
+    pub fn common(&self, key: &ResourceKey) -> Option<u64> {
+        let sent = match key {
+            ResourceKey::Mesh | ResourceKey::AuthorizationPolicy(_) => None,
+            ResourceKey::Workload(uid) => self.workloads.get(uid)?.others.as_ref(),
+            ResourceKey::Service(id) => self.services.get(id),
+            ResourceKey::Endpoint { service, ip } => self.endpoints.get(service)?.get(ip),
+            ResourceKey::HttpRoute(id) => self.producer(id, RouteKind::Http),
+            ResourceKey::GrpcRoute(id) => self.producer(id, RouteKind::Grpc),
+            ResourceKey::TrafficPolicy(id) => self.traffic.get(id),
+        };
+        sent.map(|sent| sent.version)
+    }
+
+    fn producer(&self, id: &NamespacedName, kind: RouteKind) -> Option<&Arc<Sent>> {
+        let entry = self.routes.get(&(id.clone(), kind)).filter(|entry| entry.producer)?;
+        Some(&entry.sent)
+    }
+
+    /// Every key that is [common](Self::common).
+    pub fn all_common(&self) -> impl Iterator<Item = &ResourceKey> {
+        let workloads = self.workloads.values().filter_map(|entry| entry.others.as_ref());
+        let routes = self.routes.values().filter(|entry| entry.producer).map(|entry| &entry.sent);
+        let endpoints = self.endpoints.values().flat_map(BTreeMap::values);
+        let all = workloads.chain(self.services.values()).chain(endpoints).chain(routes);
+        all.chain(self.traffic.values()).map(|sent| &sent.key)
+    }
+
+    /// Whether a node has enrolled pods.
+    pub fn is_active(&self, node: &str) -> bool {
+        self.interest.active(node)
     }
 
     /// The resource as this node should hold it. None: it should not.
@@ -287,13 +366,7 @@ impl Index {
         let active = self.interest.active(node);
         match key {
             ResourceKey::Mesh => self.mesh.as_ref(),
-            ResourceKey::Workload(uid) => {
-                let entry = self.workloads.get(uid)?;
-                match &entry.others {
-                    _ if *entry.node == *node => Some(&entry.own),
-                    others => others.as_ref().filter(|_| active),
-                }
-            }
+            ResourceKey::Workload(uid) => of_workload(self.workloads.get(uid)?, node, active),
             _ if !active => None,
             ResourceKey::Service(id) => self.services.get(id),
             ResourceKey::Endpoint { service, ip } => self.endpoints.get(service)?.get(ip),

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{HttpFilter, HttpRoute, RouteKind};
 
+use super::selectors::{PodsByLabel, Selectors};
 use crate::source::object::{
-    AuthorizationPolicyObject, EndpointSlice, JoinToken, Kind, Labels, Namespace, Node, Pod, ReferenceGrant,
-    Service, TrafficPolicyObject, selects,
+    AuthorizationPolicyObject, EndpointSlice, Inbound, JoinToken, Kind, Labels, Namespace, Node, Pod,
+    ReferenceGrant, Service, TrafficPolicyObject, selects,
 };
 use crate::source::{Object, ObjectKey};
 
@@ -32,6 +33,12 @@ pub struct Objects {
     slices_of_service: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
     services_of_pod: BTreeMap<NamespacedName, BTreeMap<NamespacedName, usize>>,
     routes_of_service: BTreeMap<NamespacedName, BTreeSet<RouteName>>,
+    pods_by_label: PodsByLabel,
+    pods_on_node: BTreeMap<Arc<str>, BTreeSet<NamespacedName>>,
+    service_selectors: Selectors,
+    policy_selectors: Selectors,
+    /// Of TrafficPolicies that say how their pods take connections in.
+    inbound_selectors: Selectors,
 }
 
 /// The entries of one namespace of a map by namespace and name.
@@ -107,9 +114,18 @@ impl Objects {
             Object::ServiceAccount(id) => drop(self.accounts.insert(id)),
             Object::Pod(o) => {
                 self.pod_ids_by_uid.insert(o.uid.clone(), o.id.clone());
+                self.pods_by_label.insert(&o.id, &o.labels);
+                if let Some(node) = &o.node {
+                    self.pods_on_node.entry(node.clone()).or_default().insert(o.id.clone());
+                }
                 self.pods.insert(o.id.clone(), o);
             }
-            Object::Service(o) => drop(self.services.insert(o.id.clone(), o)),
+            Object::Service(o) => {
+                if let Some(selector) = &o.selector {
+                    self.service_selectors.insert(&o.id, Some(selector));
+                }
+                self.services.insert(o.id.clone(), o);
+            }
             Object::EndpointSlice(o) => {
                 self.slices_of_service.entry(o.service.clone()).or_default().insert(o.id.clone());
                 for pod in o.endpoints.iter().filter_map(|e| Some(&e.pod.as_ref()?.id)) {
@@ -130,8 +146,16 @@ impl Objects {
                 self.routes.insert(name, o);
             }
             Object::ReferenceGrant(o) => drop(self.grants.insert(o.id.clone(), o)),
-            Object::AuthorizationPolicy(o) => drop(self.authorization.insert(o.policy.id.clone(), o)),
-            Object::TrafficPolicy(o) => drop(self.traffic.insert(o.policy.id.clone(), o)),
+            Object::AuthorizationPolicy(o) => {
+                self.policy_selectors.insert(&o.policy.id, o.selector.as_ref());
+                self.authorization.insert(o.policy.id.clone(), o);
+            }
+            Object::TrafficPolicy(o) => {
+                if let Some(inbound) = &o.inbound {
+                    self.inbound_selectors.insert(&o.policy.id, inbound.selector.as_ref());
+                }
+                self.traffic.insert(o.policy.id.clone(), o);
+            }
             Object::JoinToken(o) => drop(self.tokens.insert(o.id.clone(), o)),
         }
     }
@@ -143,19 +167,26 @@ impl Objects {
             Kind::Node => drop(self.nodes.remove(&id.name)),
             Kind::ServiceAccount => drop(self.accounts.remove(id)),
             Kind::Pod => {
-                if let Some(pod) = self.pods.remove(id)
-                    && self.pod_ids_by_uid.get(&pod.uid) == Some(id)
-                {
-                    self.pod_ids_by_uid.remove(&pod.uid);
+                if let Some(pod) = self.pods.remove(id) {
+                    self.forget_pod(&pod);
                 }
             }
-            Kind::Service => drop(self.services.remove(id)),
+            Kind::Service => {
+                self.service_selectors.remove(id);
+                self.services.remove(id);
+            }
             Kind::EndpointSlice => self.remove_slice(id),
             Kind::HttpRoute => self.remove_route(&(id.clone(), RouteKind::Http)),
             Kind::GrpcRoute => self.remove_route(&(id.clone(), RouteKind::Grpc)),
             Kind::ReferenceGrant => drop(self.grants.remove(id)),
-            Kind::AuthorizationPolicy => drop(self.authorization.remove(id)),
-            Kind::TrafficPolicy => drop(self.traffic.remove(id)),
+            Kind::AuthorizationPolicy => {
+                self.policy_selectors.remove(id);
+                self.authorization.remove(id);
+            }
+            Kind::TrafficPolicy => {
+                self.inbound_selectors.remove(id);
+                self.traffic.remove(id);
+            }
             Kind::JoinToken => drop(self.tokens.remove(id)),
         }
     }
@@ -168,6 +199,21 @@ impl Objects {
                 if routes.is_empty() {
                     self.routes_of_service.remove(&service);
                 }
+            }
+        }
+    }
+
+    fn forget_pod(&mut self, pod: &Pod) {
+        if self.pod_ids_by_uid.get(&pod.uid) == Some(&pod.id) {
+            self.pod_ids_by_uid.remove(&pod.uid);
+        }
+        self.pods_by_label.remove(&pod.id, &pod.labels);
+        if let Some(node) = &pod.node
+            && let Some(pods) = self.pods_on_node.get_mut(node)
+        {
+            pods.remove(&pod.id);
+            if pods.is_empty() {
+                self.pods_on_node.remove(node);
             }
         }
     }
@@ -198,11 +244,22 @@ impl Objects {
         of_namespace(&self.pods, namespace).map(|(_, pod)| pod)
     }
 
+    /// Pods of a namespace that a selector takes; without labels it takes all of them.
     fn selected(&self, namespace: &str, selector: Option<&Labels>) -> Vec<NamespacedName> {
-        self.pods_of(namespace)
-            .filter(|pod| selector.is_none_or(|selector| selects(selector, &pod.labels)))
-            .map(|pod| pod.id.clone())
-            .collect()
+        match selector.filter(|selector| !selector.is_empty()) {
+            None => self.pods_of(namespace).map(|pod| pod.id.clone()).collect(),
+            Some(selector) => self.pods_with(namespace, selector).map(|pod| pod.id.clone()).collect(),
+        }
+    }
+
+    /// Pods of a namespace with all of these labels, of which there is one at least.
+    pub(super) fn pods_with<'a>(
+        &'a self,
+        namespace: &str,
+        selector: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<Pod>> {
+        let candidates = self.pods_by_label.candidates(namespace, selector);
+        candidates.filter_map(|id| self.pods.get(id)).filter(move |pod| selects(selector, &pod.labels))
     }
 
     /// The pod's own label, else its node's.
@@ -214,8 +271,8 @@ impl Objects {
         node.map(|node| node.zone.clone()).unwrap_or_default()
     }
 
-    pub(super) fn pods_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
-        self.pods.values().filter(move |pod| pod.node.as_deref() == Some(node))
+    pub(super) fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.pods_on_node.get(node).into_iter().flatten().filter_map(|id| self.pods.get(id))
     }
 
     /// Namespaces with the label, sorted.
@@ -223,10 +280,11 @@ impl Objects {
         self.namespaces.iter().filter(|(_, namespace)| namespace.enrolled).map(|(name, _)| name)
     }
 
-    /// Services whose selector takes this pod.
+    /// Services whose selector takes this pod, by name.
     pub(super) fn services_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Arc<Service>> {
-        of_namespace(&self.services, &pod.id.namespace)
-            .map(|(_, service)| service)
+        let candidates = self.service_selectors.candidates(&pod.id.namespace, &pod.labels).into_iter();
+        candidates
+            .filter_map(|id| self.services.get(id))
             .filter(|service| service.selector.as_ref().is_some_and(|s| selects(s, &pod.labels)))
     }
 
@@ -275,8 +333,9 @@ impl Objects {
         &'a self,
         pod: &'a Pod,
     ) -> impl Iterator<Item = &'a Arc<AuthorizationPolicyObject>> {
-        of_namespace(&self.authorization, &pod.id.namespace)
-            .map(|(_, policy)| policy)
+        let candidates = self.policy_selectors.candidates(&pod.id.namespace, &pod.labels).into_iter();
+        candidates
+            .filter_map(|id| self.authorization.get(id))
             .filter(|policy| policy.selector.as_ref().is_none_or(|s| selects(s, &pod.labels)))
     }
 
@@ -285,6 +344,14 @@ impl Objects {
         namespace: &'a str,
     ) -> impl Iterator<Item = &'a Arc<TrafficPolicyObject>> {
         of_namespace(&self.traffic, namespace).map(|(_, policy)| policy)
+    }
+
+    /// What TrafficPolicies say of how this pod takes connections in.
+    pub(super) fn inbounds_for<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Inbound> {
+        let candidates = self.inbound_selectors.candidates(&pod.id.namespace, &pod.labels).into_iter();
+        candidates
+            .filter_map(|id| self.traffic.get(id)?.inbound.as_ref())
+            .filter(|inbound| inbound.selector.as_ref().is_none_or(|s| selects(s, &pod.labels)))
     }
 
     pub(super) fn slices_of<'a>(

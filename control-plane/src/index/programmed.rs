@@ -29,7 +29,7 @@ impl Index {
                     let Some(entry) = self.workloads.get(uid).filter(|entry| entry.enrolled) else {
                         continue;
                     };
-                    let resource = (ResourceKey::Workload(uid.clone()), entry.own.wire.version);
+                    let resource = (ResourceKey::Workload(uid.clone()), entry.own.version);
                     wanted.entry(entry.node.clone()).or_default().push(resource);
                 }
                 wanted
@@ -41,9 +41,15 @@ impl Index {
     fn wanted_of(&self, key: &ResourceKey) -> Wanted {
         let of_node = |node: &Arc<str>| {
             let sent = self.wanted(node, key)?;
-            Some((node.clone(), vec![(key.clone(), sent.wire.version)]))
+            Some((node.clone(), vec![(key.clone(), sent.version)]))
         };
-        self.interest.active_nodes().filter_map(of_node).collect()
+        match key {
+            // The few nodes where a selected pod runs, not each that there is.
+            ResourceKey::AuthorizationPolicy(id) => {
+                self.interest.nodes_of_policy(id).iter().filter_map(of_node).collect()
+            }
+            _ => self.interest.active_nodes().filter_map(of_node).collect(),
+        }
     }
 
     /// Whether a node's answer about this resource is worth remembering: status is counted from it.

@@ -39,13 +39,13 @@ const SLICE: &str = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetad
     labels: {kubernetes.io/service-name: backend}}\naddressType: IPv4\nports:\n- {name: http, port: 9090}\nendpoints:\n\
     - addresses: [10.0.0.9]\n  targetRef: {kind: Pod, name: b}\n---\n";
 
-fn index() -> Index {
+pub(crate) fn index() -> Index {
     let mut index = Index::new("cluster.local".parse().unwrap(), "weft-system");
     index.set_roots(vec![vec![1]]);
     index
 }
 
-fn world() -> Vec<Object> {
+pub(crate) fn world() -> Vec<Object> {
     let route = CONSUMER.replace("name: mine, namespace: other", "name: own, namespace: shop");
     objects(
         &[
@@ -67,13 +67,37 @@ fn world() -> Vec<Object> {
     )
 }
 
+/// The same objects, each changed.
+pub(crate) fn relabelled() -> Vec<Object> {
+    objects(
+        &[
+            namespace("shop", "disabled"),
+            namespace("other", "disabled"),
+            pod("shop", "a", "n2", "10.0.0.1", "backend"),
+            pod("shop", "b", "n3", "10.0.0.7", "frontend"),
+            pod("shop", "c", "n1", "10.0.0.3", "x"),
+            pod("other", "d", "n1", "10.0.0.4", "x"),
+            pod("plain", "e", "n1", "10.0.0.5", "x"),
+            SERVICE.replace("app: backend", "app: frontend"),
+            POLICY.replace("app: backend", "app: frontend"),
+            CONSUMER.replace("1s", "2s"),
+            PERMISSIVE.replace("app: backend", "app: frontend"),
+            SLICE.replace("9090", "9091"),
+            CONSUMER.replace("name: mine, namespace: other", "name: own, namespace: shop"),
+        ]
+        .concat(),
+    )
+}
+
 fn names(index: &Index, node: &str) -> Vec<String> {
-    index.all_keys(node).iter().map(|key| convert::resource_key_to_wire(key).name).collect()
+    let mut keys: Vec<_> = index.all(node).iter().map(|sent| sent.key.clone()).collect();
+    keys.sort();
+    keys.iter().map(|key| convert::resource_key_to_wire(key).name).collect()
 }
 
 fn workload(index: &Index, node: &str, uid: &str) -> v1::Workload {
     let key = ResourceKey::Workload(uid.parse().unwrap());
-    let Some(v1::resource::Body::Workload(pod)) = index.wanted(node, &key).unwrap().wire.body.clone() else {
+    let Some(v1::resource::Body::Workload(pod)) = index.wanted(node, &key).unwrap().resource().body else {
         panic!("not a workload")
     };
     pod
@@ -115,11 +139,11 @@ fn endpoints_come_from_slices_and_else_from_pods() {
     let mut index = index();
     index.apply(vec![Event::Reset(world())]);
     let endpoints = |index: &Index| {
-        let keys = index.all_keys("n1").into_iter();
-        keys.filter_map(
-            |key| if let ResourceKey::Endpoint { ip, .. } = key { Some(ip.to_string()) } else { None },
-        )
-        .collect::<Vec<_>>()
+        let ip = |key: &ResourceKey| match key {
+            ResourceKey::Endpoint { ip, .. } => Some(ip.to_string()),
+            _ => None,
+        };
+        index.all("n1").iter().filter_map(|sent| ip(&sent.key)).collect::<Vec<_>>()
     };
     assert_eq!(endpoints(&index), ["10.0.0.9"]);
     let slice = objects(SLICE)[0].key();
@@ -160,7 +184,7 @@ fn a_pod_without_an_address_is_its_own_nodes_business() {
     let changes = index.apply(
         objects(&pod("shop", "early", "n1", "10.0.0.8", "frontend")).into_iter().map(Event::Apply).collect(),
     );
-    assert!(changes.everywhere.contains(&ResourceKey::Workload("uid-shop-early".parse().unwrap())));
+    assert!(changes.everywhere.contains_key(&ResourceKey::Workload("uid-shop-early".parse().unwrap())));
     assert!(names(&index, "n2").contains(&"uid-shop-early".to_owned()));
 }
 
@@ -179,9 +203,9 @@ fn the_mesh_names_the_enrolled_namespaces_but_never_its_own() {
         .concat(),
     );
     let changes = index.apply(vec![Event::Reset(objects)]);
-    assert!(changes.everywhere.contains(&ResourceKey::Mesh));
+    assert!(changes.everywhere.contains_key(&ResourceKey::Mesh));
     let Some(v1::resource::Body::Mesh(mesh)) =
-        index.wanted("n1", &ResourceKey::Mesh).unwrap().wire.body.clone()
+        index.wanted("n1", &ResourceKey::Mesh).unwrap().resource().body
     else {
         panic!("not a mesh")
     };
@@ -198,7 +222,7 @@ fn an_endpoint_waits_for_its_pod_and_follows_its_end() {
             service: "shop/backend".parse().unwrap(),
             ip: "10.0.0.9".parse().unwrap(),
         };
-        match index.wanted("n1", &key)?.wire.body.clone() {
+        match index.wanted("n1", &key)?.resource().body {
             Some(v1::resource::Body::Endpoint(endpoint)) => Some(endpoint),
             _ => None,
         }
@@ -244,9 +268,9 @@ fn services_of_every_type_have_what_can_be_reached() {
             &[namespace("shop", "enabled"), pods.concat(), service.to_owned()].concat(),
         ))]);
         let mut found = Vec::new();
-        for key in index.all_keys("n1") {
-            if let (ResourceKey::Endpoint { ip, .. }, Some(sent)) = (&key, index.wanted("n1", &key)) {
-                let Some(v1::resource::Body::Endpoint(endpoint)) = &sent.wire.body else {
+        for sent in index.all("n1") {
+            if let ResourceKey::Endpoint { ip, .. } = &sent.key {
+                let Some(v1::resource::Body::Endpoint(endpoint)) = sent.resource().body else {
                     panic!("not an endpoint")
                 };
                 found.push((
@@ -294,7 +318,7 @@ const GRANT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGr
     from: [{group: gateway.networking.k8s.io, kind: GRPCRoute, namespace: plain}]\n  to: [{group: '', kind: Service}]\n---\n";
 
 fn sent_route(index: &Index, node: &str, key: &ResourceKey) -> v1::HttpRoute {
-    match index.wanted(node, key).unwrap().wire.body.clone() {
+    match index.wanted(node, key).unwrap().resource().body {
         Some(v1::resource::Body::HttpRoute(route) | v1::resource::Body::GrpcRoute(route)) => route,
         other => panic!("not a route: {other:?}"),
     }
@@ -306,8 +330,8 @@ fn routes_of_both_kinds_may_have_one_name_and_the_grpc_route_comes_first() {
     index.apply(vec![Event::Reset(world())]);
     let changes = index.apply(objects(GRPC).into_iter().map(Event::Apply).collect());
     let key = ResourceKey::GrpcRoute("shop/own".parse().unwrap());
-    assert_eq!(changes.everywhere, [key.clone()].into());
-    assert_eq!(index.all_keys("n1").iter().filter(|key| format!("{key:?}").contains("own")).count(), 2);
+    assert!(changes.everywhere.keys().eq([&key]));
+    assert_eq!(names(&index, "n1").iter().filter(|name| name.contains("own")).count(), 2);
     assert_eq!(sent_route(&index, "n1", &key).rules[0].matches.len(), 1);
     let status = |index: &Index, kind: &str| {
         let statuses = index.route_statuses();
@@ -326,7 +350,7 @@ fn routes_of_both_kinds_may_have_one_name_and_the_grpc_route_comes_first() {
     let consumers = index.route_statuses().into_iter().find(|status| status.route == "other/mine").unwrap();
     assert!(consumers.accepted && consumers.message.is_empty());
     let changes = index.apply(vec![Event::Delete(objects(GRPC)[0].key())]);
-    assert_eq!(changes.everywhere, [key].into());
+    assert!(changes.everywhere.keys().eq([&key]));
     assert_eq!(status(&index, "HTTPRoute"), (true, "Accepted", String::new()));
 }
 
@@ -357,10 +381,10 @@ fn a_grant_opens_a_backend_of_another_namespace_and_its_end_closes_it() {
     let other = GRANT.replace("GRPCRoute", "HTTPRoute");
     assert!(index.apply(objects(&other).into_iter().map(Event::Apply).collect()).is_empty());
     let changes = index.apply(objects(GRANT).into_iter().map(Event::Apply).collect());
-    assert_eq!(changes.everywhere, [key.clone()].into());
+    assert!(changes.everywhere.keys().eq([&key]));
     assert_eq!(open(&index), (true, 1, true, "Accepted"));
     let changes = index.apply(vec![Event::Delete(objects(GRANT)[0].key())]);
-    assert_eq!(changes.everywhere, [key.clone()].into());
+    assert!(changes.everywhere.keys().eq([&key]));
     assert_eq!(open(&index), (false, 0, false, "RefNotPermitted"));
 }
 
@@ -368,9 +392,9 @@ fn a_grant_opens_a_backend_of_another_namespace_and_its_end_closes_it() {
 fn seen(index: &Index) -> Vec<(String, String, u64)> {
     let mut seen = Vec::new();
     for node in ["n1", "n2", "n3", "n4"] {
-        for key in index.all_keys(node) {
-            let sent = index.wanted(node, &key).unwrap();
-            seen.push((node.to_owned(), format!("{key:?}"), sent.wire.version));
+        for sent in index.all(node) {
+            assert_eq!(index.wanted(node, &sent.key), Some(sent));
+            seen.push((node.to_owned(), format!("{:?}", sent.key), sent.version));
         }
     }
     seen
@@ -388,23 +412,15 @@ proptest! {
         let variants: Vec<Vec<Object>> = [
             ("web", "web"), ("app: backend", "app: frontend"), ("enabled", "disabled"),
         ].iter().map(|_| world.clone()).collect();
-        let relabelled = objects(&[
-            namespace("shop", "disabled"), namespace("other", "disabled"),
-            pod("shop", "a", "n2", "10.0.0.1", "backend"), pod("shop", "b", "n3", "10.0.0.7", "frontend"),
-            pod("shop", "c", "n1", "10.0.0.3", "x"), pod("other", "d", "n1", "10.0.0.4", "x"),
-            pod("plain", "e", "n1", "10.0.0.5", "x"), SERVICE.replace("app: backend", "app: frontend"),
-            POLICY.replace("app: backend", "app: frontend"), CONSUMER.replace("1s", "2s"),
-            PERMISSIVE.replace("app: backend", "app: frontend"), SLICE.replace("9090", "9091"),
-            CONSUMER.replace("name: mine, namespace: other", "name: own, namespace: shop"),
-            far.replace("a.Greeter", "b.Greeter"), GRANT.replace("GRPCRoute", "HTTPRoute"),
-        ].concat());
+        let mut relabelled = relabelled();
+        relabelled.extend(objects(&(far.replace("a.Greeter", "b.Greeter") + &GRANT.replace("GRPCRoute", "HTTPRoute"))));
         let mut incremental = index();
         let mut held: BTreeMap<ObjectKey, Object> = BTreeMap::new();
         let mut mirror: BTreeMap<(String, String), u64> = BTreeMap::new();
         let refresh = |index: &Index, mirror: &mut BTreeMap<(String, String), u64>, node: &str, key: &ResourceKey| {
             let at = (node.to_owned(), format!("{key:?}"));
             match index.wanted(node, key) {
-                Some(sent) => { mirror.insert(at, sent.wire.version); }
+                Some(sent) => { mirror.insert(at, sent.version); }
                 None => { mirror.remove(&at); }
             }
         };
@@ -424,11 +440,11 @@ proptest! {
             for node in ["n1", "n2", "n3", "n4"] {
                 if changes.whole.contains(node) {
                     mirror.retain(|(of, _), _| of != node);
-                    for key in incremental.all_keys(node) {
-                        refresh(&incremental, &mut mirror, node, &key);
+                    for sent in incremental.all(node) {
+                        refresh(&incremental, &mut mirror, node, &sent.key);
                     }
                 }
-                for key in changes.everywhere.iter().chain(changes.by_node.get(node).into_iter().flatten()) {
+                for key in changes.everywhere.keys().chain(changes.by_node.get(node).into_iter().flatten()) {
                     refresh(&incremental, &mut mirror, node, key);
                 }
             }

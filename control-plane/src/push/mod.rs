@@ -3,10 +3,12 @@
 //! A session has its own task and its own set of changed keys (bounded by the keys there are): a slow node never blocks
 //! another, and what changes while it is slow is merged. Start at [`Hub::changed`], then `session`.
 
+mod holding;
 mod service;
 mod session;
+mod wire;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,8 +18,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use weft_proto::model::ResourceKey;
 
+use self::holding::Pending;
 pub use self::service::DiscoveryService;
-use crate::index::Changes;
+pub use self::wire::DiscoveryServer;
+use crate::index::{Changes, Wanted};
 
 /// Nodes of a large cluster, twice.
 const SESSIONS_MAX: usize = 10_000;
@@ -25,15 +29,6 @@ const SESSIONS_MAX: usize = 10_000;
 const STATUSES_MAX: usize = 2 * SESSIONS_MAX;
 /// Upper bounds of the push time histogram, in milliseconds.
 pub const PUSH_MS_BUCKETS: [u64; 8] = [5, 10, 25, 50, 100, 250, 1000, 5000];
-
-/// Keys to look at again for one node.
-#[derive(Debug, Default)]
-struct Pending {
-    keys: BTreeSet<ResourceKey>,
-    whole: bool,
-    /// When the oldest of it came.
-    since: Option<std::time::Instant>,
-}
 
 /// One connected node.
 #[derive(Debug)]
@@ -81,8 +76,15 @@ struct Sessions {
 #[derive(Debug, Default)]
 pub struct Hub {
     sessions: Mutex<Sessions>,
-    /// A node came, went, or answered.
-    pub answered: Notify,
+    /// What status is counted from has changed: what nodes should hold, or what they do.
+    pub counts_changed: Notify,
+}
+
+/// Whether status may read otherwise after these changes. Endpoints come and go all the time, and have none.
+fn concern_status(changes: &Changes) -> bool {
+    let mut keys = changes.everywhere.keys().chain(changes.by_node.values().flatten());
+    !changes.whole.is_empty()
+        || keys.any(|key| !matches!(key, ResourceKey::Endpoint { .. } | ResourceKey::Mesh))
 }
 
 pub(crate) fn unix_s() -> u64 {
@@ -90,23 +92,20 @@ pub(crate) fn unix_s() -> u64 {
 }
 
 impl Hub {
-    /// Tells the sessions which keys to look at again.
-    pub fn changed(&self, changes: &Changes) {
+    /// Tells the sessions which keys to look at again. Called while the index is still held for writing: what a session then sees of
+    /// the index, and what it was told of, is the same.
+    pub fn changed(&self, changes: Changes) {
+        if concern_status(&changes) {
+            self.counts_changed.notify_one();
+        }
         if changes.is_empty() {
             return;
         }
+        let changes = Arc::new(changes);
         for session in self.sessions.lock().by_node.values() {
-            let own = changes.by_node.get(&session.node);
-            let whole = changes.whole.contains(&session.node);
-            if changes.everywhere.is_empty() && own.is_none() && !whole {
-                continue;
+            if session.pending.lock().push(&session.node, &changes) {
+                session.wake.notify_one();
             }
-            let mut pending = session.pending.lock();
-            pending.keys.extend(changes.everywhere.iter().chain(own.into_iter().flatten()).cloned());
-            pending.whole |= whole;
-            pending.since.get_or_insert_with(std::time::Instant::now);
-            drop(pending);
-            session.wake.notify_one();
         }
     }
 
@@ -142,7 +141,7 @@ impl Hub {
         let session = Arc::new(Session {
             id: sessions.next_id,
             node: node.clone(),
-            pending: Mutex::new(Pending { whole: true, ..Pending::default() }),
+            pending: Mutex::new(Pending::everything()),
             wake: Notify::new(),
             replaced: CancellationToken::new(),
         });
@@ -160,7 +159,7 @@ impl Hub {
         if sessions.by_node.get(&session.node).is_some_and(|current| current.id == session.id) {
             sessions.by_node.remove(&session.node);
             sessions.held.remove(&session.node);
-            self.answered.notify_one();
+            self.counts_changed.notify_one();
             if let Some(status) = sessions.status.get_mut(&session.node) {
                 status.connected = false;
             }
@@ -174,7 +173,10 @@ impl Hub {
     }
 
     /// What a node holds now (None: no more).
-    fn holding(&self, node: &Arc<str>, resources: impl IntoIterator<Item = (ResourceKey, Option<u64>)>) {
+    fn holding(&self, node: &Arc<str>, resources: Vec<(ResourceKey, Option<u64>)>) {
+        if resources.is_empty() {
+            return;
+        }
         let mut sessions = self.sessions.lock();
         let held = sessions.held.entry(node.clone()).or_default();
         for (key, version) in resources {
@@ -184,14 +186,17 @@ impl Hub {
             }
         }
         drop(sessions);
-        self.answered.notify_one();
+        self.counts_changed.notify_one();
     }
 
-    /// Whether a node is connected here and holds all of these.
-    pub fn holds(&self, node: &str, resources: &[(ResourceKey, u64)]) -> bool {
+    /// How many of these nodes are connected here and hold all of what they should.
+    pub fn holding_all(&self, wanted: &Wanted) -> usize {
         let sessions = self.sessions.lock();
-        let held = sessions.held.get(node);
-        held.is_some_and(|held| resources.iter().all(|(key, version)| held.get(key) == Some(version)))
+        let holds = |(node, resources): &(&Arc<str>, &Vec<(ResourceKey, u64)>)| {
+            let held = sessions.held.get(*node);
+            held.is_some_and(|held| resources.iter().all(|(key, version)| held.get(key) == Some(version)))
+        };
+        wanted.iter().filter(holds).count()
     }
 
     fn pushed(&self, ms: u64) {

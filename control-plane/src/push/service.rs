@@ -10,10 +10,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::convert;
 use weft_proto::model::ResourceKey;
-use weft_proto::v1::discovery_server::Discovery;
 use weft_proto::v1::{self, node_message::Message};
 
 use super::session;
+use super::wire::Delta;
 use crate::caller::{Caller, Certificate};
 use crate::world::World;
 
@@ -40,14 +40,14 @@ impl DiscoveryService {
     }
 }
 
-#[tonic::async_trait]
-impl Discovery for DiscoveryService {
-    type SubscribeStream = ReceiverStream<Result<v1::Delta, Status>>;
+/// Of deltas to one node.
+pub(super) type Stream = ReceiverStream<Result<Delta, Status>>;
 
-    async fn subscribe(
+impl DiscoveryService {
+    pub(super) fn subscribe(
         &self,
         request: Request<Streaming<v1::NodeMessage>>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
+    ) -> Result<Response<Stream>, Status> {
         let (world, hellos) = (self.world.clone(), self.hellos.clone());
         let caller = Caller::of(&request)?;
         let certificate = caller.node(&world).cloned().inspect_err(|status| {
@@ -69,7 +69,7 @@ async fn serve(
     hellos: Arc<Semaphore>,
     certificate: Arc<Certificate>,
     mut inbound: Streaming<v1::NodeMessage>,
-    out: mpsc::Sender<Result<v1::Delta, Status>>,
+    out: mpsc::Sender<Result<Delta, Status>>,
 ) {
     let node = certificate.node();
     let ended = match hello(&hellos, node, &mut inbound).await {

@@ -2,7 +2,7 @@
 //!
 //! A resource that the node refused is left out until it changes; the rest of the refused delta is sent again at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,10 @@ use weft_proto::convert;
 use weft_proto::model::ResourceKey;
 use weft_proto::v1::{self, node_message::Message};
 
+use super::holding::{Difference, Holding, Refused};
+use super::wire::Delta;
 use super::{NackStatus, Session, unix_s};
 use crate::caller::Certificate;
-use crate::index::Sent;
 use crate::world::World;
 
 /// Below the 4 MiB that gRPC takes by default, and small enough not to stall the stream's keep-alive.
@@ -26,14 +27,14 @@ const SEND_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Refusals of one answer shown in status and in the log.
 const REFUSALS_SHOWN_MAX: usize = 20;
 
-type Out = mpsc::Sender<Result<v1::Delta, Status>>;
+type Out = mpsc::Sender<Result<Delta, Status>>;
 
 /// The unanswered delta.
 struct Outstanding {
+    /// Of its last message.
     nonce: u64,
     revision: u64,
-    /// What the node will hold once it acks: version, or removed.
-    outcome: HashMap<ResourceKey, Option<u64>>,
+    difference: Difference,
     since: Option<Instant>,
     sent_at: tokio::time::Instant,
 }
@@ -41,9 +42,9 @@ struct Outstanding {
 struct State<'a> {
     world: &'a World,
     session: &'a Session,
-    held: HashMap<ResourceKey, u64>,
-    /// What the node refused, with the version it refused.
-    refused: HashMap<ResourceKey, Option<u64>>,
+    /// What the node holds once it acked the outstanding delta.
+    holding: Holding,
+    refused: Refused,
     nonce: u64,
     outstanding: Option<Outstanding>,
     greeted: bool,
@@ -63,14 +64,21 @@ pub(super) async fn run(
         counted.map(|(key, version)| (key.clone(), Some(*version))).collect()
     };
     world.hub.holding(&session.node, counted);
-    let mut state =
-        State { world, session, held, refused: HashMap::new(), nonce: 0, outstanding: None, greeted: false };
+    let mut state = State {
+        world,
+        session,
+        holding: Holding::told(held),
+        refused: Refused::new(),
+        nonce: 0,
+        outstanding: None,
+        greeted: false,
+    };
     let mut distrusted = std::pin::pin!(certificate.ended(world));
     loop {
-        if state.outstanding.is_none() {
-            let deltas = state.next_delta();
-            for delta in deltas {
-                match tokio::time::timeout(SEND_WAIT_MAX, out.send(Ok(delta))).await {
+        if state.outstanding.is_none() && state.next_delta() {
+            let mut place = Place::default();
+            while let Some(message) = state.message(&mut place) {
+                match tokio::time::timeout(SEND_WAIT_MAX, out.send(Ok(message))).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return Ok(()),
                     Err(_) => return Err(Status::deadline_exceeded("the node does not read")),
@@ -100,85 +108,69 @@ pub(super) async fn run(
     }
 }
 
+/// How far the outstanding delta was cut into messages.
+#[derive(Debug, Default)]
+struct Place {
+    upserts: usize,
+    removals: usize,
+    done: bool,
+}
+
 impl State<'_> {
-    /// The messages of the next delta; empty if the node holds what it should. The first delta is sent even if empty,
-    /// so that the node knows that it is in sync.
-    fn next_delta(&mut self) -> Vec<v1::Delta> {
-        let pending = std::mem::take(&mut *self.session.pending.lock());
-        if pending.keys.is_empty() && !pending.whole {
-            return Vec::new();
-        }
-        let index = self.world.index.read();
+    /// Whether there is a delta to send; none if the node holds what it should. The first is sent even if empty, so that the
+    /// node knows that it is in sync.
+    fn next_delta(&mut self) -> bool {
         let node = &self.session.node;
-        let mut keys: BTreeSet<ResourceKey> = pending.keys;
-        if pending.whole {
-            keys.extend(index.all_keys(node));
-            keys.extend(self.held.keys().cloned());
-        }
-        let mut outcome = HashMap::new();
-        let mut upserts: Vec<Arc<Sent>> = Vec::new();
-        let mut removals = Vec::new();
-        for key in keys {
-            let wanted = index.wanted(node, &key);
-            let version = wanted.map(|sent| sent.wire.version);
-            if version == self.held.get(&key).copied() || self.refused.get(&key) == Some(&version) {
-                continue;
+        let (difference, since, revision) = {
+            let index = self.world.index.read();
+            // Taken under the index's lock: just what led to this state of it.
+            let pending = std::mem::take(&mut *self.session.pending.lock());
+            if pending.is_empty() {
+                return false;
             }
-            match wanted {
-                Some(sent) => upserts.push(sent.clone()),
-                None => removals.push(convert::resource_key_to_wire(&key)),
-            }
-            outcome.insert(key, version);
-        }
-        let revision = index.revision().0;
-        drop(index);
-        if outcome.is_empty() && self.greeted {
-            return Vec::new();
+            let since = pending.since;
+            let difference = self.holding.difference(&index, node, pending, &self.refused);
+            (difference, since, index.revision().0)
+        };
+        if difference.is_empty() && self.greeted {
+            return false;
         }
         self.greeted = true;
-        let deltas = self.chunks(revision, &upserts, removals);
         let sent_at = tokio::time::Instant::now();
-        self.outstanding =
-            Some(Outstanding { nonce: self.nonce, revision, outcome, since: pending.since, sent_at });
+        self.outstanding = Some(Outstanding { nonce: self.nonce, revision, difference, since, sent_at });
         self.world.hub.note(node, |status| status.sent_revision = revision);
-        deltas
+        true
     }
 
-    fn chunks(
-        &mut self,
-        revision: u64,
-        upserts: &[Arc<Sent>],
-        removals: Vec<v1::ResourceKey>,
-    ) -> Vec<v1::Delta> {
-        let mut deltas = vec![v1::Delta { revision, ..Default::default() }];
+    /// The next message of the outstanding delta, made when there is room for it.
+    fn message(&mut self, place: &mut Place) -> Option<Delta> {
+        let outstanding = self.outstanding.as_mut().filter(|_| !place.done)?;
+        let Difference { upserts, removals, .. } = &outstanding.difference;
+        let mut delta = Delta { revision: outstanding.revision, ..Delta::default() };
         let mut bytes = 0;
-        let mut room = |deltas: &mut Vec<v1::Delta>, more: usize| {
-            if bytes + more > CHUNK_BYTES_MAX && bytes > 0 {
-                deltas.push(v1::Delta { revision, ..Default::default() });
-                bytes = 0;
-            }
-            // Tag and length of the element.
+        // Tag and length of the element included; one that is too large by itself has a message of its own.
+        let mut room = |more: usize| {
+            let fits = bytes == 0 || bytes + more + 8 <= CHUNK_BYTES_MAX;
             bytes += more + 8;
+            fits
         };
-        for sent in upserts {
-            room(&mut deltas, sent.bytes);
-            if let Some(delta) = deltas.last_mut() {
-                delta.upserts.push(sent.wire.clone());
-            }
+        while let Some(sent) = upserts.get(place.upserts).filter(|sent| room(sent.encoded.len())) {
+            delta.upserts.push(sent.encoded.clone());
+            place.upserts += 1;
         }
-        for key in removals {
-            room(&mut deltas, key.name.len());
-            if let Some(delta) = deltas.last_mut() {
-                delta.removals.push(key);
-            }
+        while place.upserts == upserts.len()
+            && let Some(key) = removals.get(place.removals).map(convert::resource_key_to_wire)
+            && room(key.name.len())
+        {
+            delta.removals.push(key);
+            place.removals += 1;
         }
-        let last = deltas.len() - 1;
-        for (i, delta) in deltas.iter_mut().enumerate() {
-            self.nonce += 1;
-            delta.nonce = self.nonce;
-            delta.more = i < last;
-        }
-        deltas
+        place.done = place.upserts == upserts.len() && place.removals == removals.len();
+        self.nonce += 1;
+        outstanding.nonce = self.nonce;
+        outstanding.sent_at = tokio::time::Instant::now();
+        (delta.nonce, delta.more) = (self.nonce, !place.done);
+        Some(delta)
     }
 
     fn answer(&mut self, message: v1::NodeMessage) -> Result<(), Status> {
@@ -200,22 +192,20 @@ impl State<'_> {
     fn acked(&mut self, outstanding: Outstanding) {
         let counted: Vec<_> = {
             let index = self.world.index.read();
-            let counts = |(key, _): &(&ResourceKey, &Option<u64>)| index.counts(&self.session.node, key);
-            let counted = outstanding.outcome.iter().filter(counts);
-            counted.map(|(key, version)| (key.clone(), *version)).collect()
+            let outcome = outstanding.difference.outcome();
+            let counted = outcome.filter(|(key, _)| index.counts(&self.session.node, key));
+            counted.map(|(key, version)| (key.clone(), version)).collect()
         };
         self.world.hub.holding(&self.session.node, counted);
-        for (key, version) in outstanding.outcome {
-            self.refused.remove(&key);
-            match version {
-                Some(version) => drop(self.held.insert(key, version)),
-                None => drop(self.held.remove(&key)),
+        if !self.refused.is_empty() {
+            for (key, _) in outstanding.difference.outcome() {
+                self.refused.remove(key);
             }
         }
         if let Some(since) = outstanding.since {
             self.world.hub.pushed(u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
         }
-        let resources = self.held.len();
+        let resources = self.holding.resources();
         self.world.hub.note(&self.session.node, |status| {
             status.acks += 1;
             status.acked_revision = outstanding.revision;
@@ -232,6 +222,7 @@ impl State<'_> {
         let node = &self.session.node;
         let mut shown = Vec::new();
         let mut named = 0;
+        let mut outcome: HashMap<&ResourceKey, Option<u64>> = outstanding.difference.outcome().collect();
         for refusal in nack.refusals {
             let Some(key) = refusal.key.as_ref().and_then(|key| convert::resource_key(key).ok()) else {
                 continue;
@@ -241,19 +232,17 @@ impl State<'_> {
                 tracing::warn!(%node, resource = ?key, reason, "the node refused a resource");
                 shown.push(format!("{key:?}: {reason}"));
             }
-            if let Some(version) = outstanding.outcome.get(&key) {
-                self.refused.insert(key, *version);
+            if let Some(version) = outcome.remove(&key) {
+                self.refused.insert(key, version);
                 named += 1;
             }
         }
         if named == 0 {
             // Nothing to leave out: the whole delta waits for a change, or it would be refused for ever.
-            self.refused.extend(outstanding.outcome);
-        } else {
-            let mut pending = self.session.pending.lock();
-            let rest = outstanding.outcome.into_keys().filter(|key| !self.refused.contains_key(key));
-            pending.keys.extend(rest);
+            self.refused.extend(outcome.into_iter().map(|(key, version)| (key.clone(), version)));
         }
+        // Looked at again at once, without what is refused now.
+        self.holding.undo(node, outstanding.difference, &mut self.session.pending.lock());
         self.world.hub.note(node, |status| {
             status.nacks += 1;
             status.last_nack =

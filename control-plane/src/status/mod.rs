@@ -57,12 +57,12 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let (sender, leads) = watch::channel(false);
     let election = tokio::spawn(lease::elect(leases.clone(), identity.clone(), sender, stop.clone()));
     let replicas = Replicas::new(leases, &identity);
-    let mut writer = Writer { world, client, replicas, troubled: false };
+    let mut writer = Writer::new(world, client, replicas);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = writer.world.subjects.changed.notified() => {}
-            () = writer.world.hub.answered.notified() => {}
+            () = writer.world.subjects.changed.notified() => writer.recount = true,
+            () = writer.world.hub.counts_changed.notified() => writer.recount = true,
             () = tokio::time::sleep(ROUND_INTERVAL) => {}
         }
         if writer.world.synced.load(Ordering::Acquire) {
@@ -79,10 +79,22 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let _ = election.await;
 }
 
+/// Of other replicas: nodes that have an object, by its UID and generation.
+type Others = HashMap<(String, i64), usize>;
+
+/// Every object with status: what it is, and the nodes of this replica.
+type Counted = Vec<(ObjectKey, Arc<Subject>, Nodes)>;
+
 struct Writer {
     world: Arc<World>,
     client: Client,
     replicas: Replicas,
+    counted: Counted,
+    have: Have,
+    /// What is counted from has changed since the last count.
+    recount: bool,
+    /// What was judged last stands as it should, with these counts of others.
+    settled: Option<Others>,
     /// The last round failed, and that was told.
     troubled: bool,
 }
@@ -101,6 +113,11 @@ async fn bounded<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, R
 }
 
 impl Writer {
+    fn new(world: Arc<World>, client: Client, replicas: Replicas) -> Self {
+        let (counted, have) = (Counted::new(), Have::new());
+        Self { world, client, replicas, counted, have, recount: true, settled: None, troubled: false }
+    }
+
     /// The first failure of several, and their end.
     fn tell(&mut self, done: Result<(), RoundError>) {
         let failed = done.is_err();
@@ -115,53 +132,55 @@ impl Writer {
     }
 
     async fn round(&mut self, leading: bool) -> Result<(), RoundError> {
-        let subjects = self.world.subjects.all();
-        let counted = self.count(&subjects);
-        let have: Have = subjects
-            .iter()
-            .zip(&counted)
-            .map(|((_, subject), nodes)| (subject.uid.clone(), (subject.generation, nodes.have)))
-            .collect();
-        bounded(self.replicas.publish(&have)).await?;
+        if std::mem::take(&mut self.recount) {
+            self.counted = self.count(self.world.subjects.all());
+            let have = self
+                .counted
+                .iter()
+                .map(|(_, subject, nodes)| (subject.uid.clone(), (subject.generation, nodes.have)));
+            self.have = have.collect();
+            self.settled = None;
+        }
+        bounded(self.replicas.publish(&self.have)).await?;
         if !leading {
+            self.settled = None;
             return Ok(());
         }
         let others = bounded(self.replicas.others()).await?;
+        // At rest a round is one question to the API server, however many objects there are.
+        if self.settled.as_ref() == Some(&others) {
+            return Ok(());
+        }
         let mut written = 0;
-        for ((key, subject), nodes) in subjects.iter().zip(counted) {
-            let Some(status) = self.differing(key, subject, nodes, &others) else { continue };
-            if written == WRITES_OF_A_ROUND_MAX {
+        for (key, subject, nodes) in &self.counted {
+            let Some(status) = self.differing(key, subject, *nodes, &others) else { continue };
+            written += 1;
+            if written > WRITES_OF_A_ROUND_MAX {
                 break;
             }
-            written += 1;
             self.write(key, subject, status).await;
         }
+        // What was written comes back as a change; what could not be written is judged again.
+        self.settled = (written == 0).then_some(others);
         Ok(())
     }
 
     /// Of each object: the nodes that need it, and those of this replica that have it.
-    fn count(&self, subjects: &[(ObjectKey, Arc<Subject>)]) -> Vec<Nodes> {
+    fn count(&self, subjects: Vec<(ObjectKey, Arc<Subject>)>) -> Counted {
         let index = self.world.index.read();
-        let count = |(key, subject): &(ObjectKey, Arc<Subject>)| {
+        let count = |(key, subject): (ObjectKey, Arc<Subject>)| {
             if subject.refused.is_some() {
-                return Nodes::default();
+                return (key, subject, Nodes::default());
             }
-            let wanted = index.wanted_for(key);
-            let have =
-                wanted.iter().filter(|(node, resources)| self.world.hub.holds(node, resources)).count();
-            Nodes { have, need: wanted.len() }
+            let wanted = index.wanted_for(&key);
+            let nodes = Nodes { have: self.world.hub.holding_all(&wanted), need: wanted.len() };
+            (key, subject, nodes)
         };
-        subjects.iter().map(count).collect()
+        subjects.into_iter().map(count).collect()
     }
 
     /// The status that should stand there, if it does not.
-    fn differing(
-        &self,
-        key: &ObjectKey,
-        subject: &Subject,
-        own: Nodes,
-        others: &HashMap<(String, i64), usize>,
-    ) -> Option<Value> {
+    fn differing(&self, key: &ObjectKey, subject: &Subject, own: Nodes, others: &Others) -> Option<Value> {
         let more = others.get(&(subject.uid.clone(), subject.generation)).copied().unwrap_or(0);
         let nodes = Nodes { have: own.have + more, need: own.need };
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
