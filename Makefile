@@ -8,7 +8,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
 # Prerequisites are steps, and one cargo at a time is enough for a machine.
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-tests setup-cluster setup-kernels build demo test test-unit test-e2e test-cluster test-kernels cluster-up cluster-down bench lint clean
+.PHONY: help setup setup-demo setup-tests setup-cluster setup-kernels build demo test test-unit test-e2e test-cluster test-kernels cluster-up cluster-down bench bench-scale lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ test-kernels: setup-kernels ## Run the kernel programs' tests on other kernels, 
 bench: setup-tests ## Measure against no mesh, interleaved in one run
 	cargo build --release --bins
 	$(TARGET)/release/weft bench --json $(TARGET)/bench.json
+
+bench-scale: setup-cluster ## Measure the control plane on a Kubernetes API server with 1,000 and 10,000 Services and 100 nodes
+	cargo bench -p weft-control --bench scale -- --page docs/benchmarks.md
 
 lint: setup-tests ## Formatting, clippy without warnings, licences and sources of dependencies, shell scripts
 	cargo fmt --all -- --check
