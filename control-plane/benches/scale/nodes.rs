@@ -105,7 +105,7 @@ pub(crate) struct Acked {
 }
 
 pub(crate) struct Nodes {
-    acked: Mutex<mpsc::UnboundedReceiver<Acked>>,
+    acked: Mutex<mpsc::UnboundedReceiver<Result<Acked, String>>>,
     connected: Arc<AtomicUsize>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -133,7 +133,7 @@ impl Nodes {
             let (root, out, connected) = (root.clone(), out.clone(), connected.clone());
             tokio::spawn(async move {
                 if let Err(status) = run(at, &name, &token, &root, address, &out, &connected).await {
-                    eprintln!("scale: {name}: {status}");
+                    let _ = out.send(Err(format!("{name} lost its stream: {status}")));
                 }
                 connected.fetch_sub(1, Ordering::Relaxed);
             })
@@ -154,7 +154,7 @@ impl Nodes {
         loop {
             let next =
                 tokio::time::timeout_at(end, acked.recv()).await.expect("every node's first state in time");
-            let next = next.unwrap();
+            let next = next.unwrap().unwrap_or_else(|lost| panic!("{lost}"));
             seen.entry(next.node).or_insert((next.bytes, next.keys.len()));
             if seen.len() == NODES {
                 let bytes = seen.values().map(|(bytes, _)| bytes).sum::<usize>() / NODES;
@@ -166,7 +166,8 @@ impl Nodes {
 
     /// The next acknowledged delta; None: none within this time.
     pub(crate) async fn next(&self, wait: Duration) -> Option<Acked> {
-        tokio::time::timeout(wait, self.acked.lock().await.recv()).await.ok().flatten()
+        let next = tokio::time::timeout(wait, self.acked.lock().await.recv()).await.ok().flatten();
+        next.map(|next| next.unwrap_or_else(|lost| panic!("{lost}")))
     }
 }
 
@@ -232,7 +233,7 @@ async fn run(
     token: &str,
     root: &str,
     address: SocketAddr,
-    acked: &mpsc::UnboundedSender<Acked>,
+    acked: &mpsc::UnboundedSender<Result<Acked, String>>,
     connected: &AtomicUsize,
 ) -> Result<(), Status> {
     connected.fetch_add(1, Ordering::Relaxed);
@@ -259,7 +260,7 @@ async fn run(
         out.send(say(Message::Ack(ack))).await.map_err(|_| Status::cancelled("the stream ended"))?;
         let told = Acked { node: at, at: Instant::now(), bytes, keys: std::mem::take(&mut keys) };
         bytes = 0;
-        if acked.send(told).is_err() {
+        if acked.send(Ok(told)).is_err() {
             return Ok(());
         }
     }
