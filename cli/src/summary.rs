@@ -154,9 +154,11 @@ fn redirect(kernel: &Value) -> String {
     }
     let bytes = |outcome: &str| kernel["events"][outcome].as_u64().unwrap_or(0);
     let (past, stack) = (bytes("bytes_redirected"), bytes("bytes_stack"));
-    let mut shown = match (past + stack) / 100 {
-        0 => "on".to_owned(),
-        percent => format!("on, {} % of local bytes", past / percent),
+    // Wide enough: a counter of bytes times a hundred can be more than 64 bits.
+    let (past, all) = (u128::from(past), u128::from(past) + u128::from(stack));
+    let mut shown = match (past * 100).checked_div(all) {
+        None => "on".to_owned(),
+        Some(percent) => format!("on, {percent} % of local bytes"),
     };
     for (feature, what) in [
         ("redirect_to_applications_reason", "towards applications"),
@@ -314,6 +316,21 @@ control  weft-control 0.1.0  ready
   route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
 "
         );
+    }
+
+    #[test]
+    fn the_share_of_redirected_bytes_is_never_more_than_all() {
+        for (past, stack, shown) in [
+            (0, 0, "on"),
+            (113, 0, "on, 100 % of local bytes"),
+            (150, 49, "on, 75 % of local bytes"),
+            (1, 2, "on, 33 % of local bytes"),
+            (0, 7, "on, 0 % of local bytes"),
+            (u64::MAX, u64::MAX, "on, 50 % of local bytes"),
+        ] {
+            let events = json!({"bytes_redirected": past, "bytes_stack": stack});
+            assert_eq!(redirect(&json!({"redirect": true, "events": events})), shown, "{past} and {stack}");
+        }
     }
 
     #[test]
