@@ -68,7 +68,9 @@ packages() {
 nft nftables
 curl curl
 cc gcc
-nsenter util-linux"
+nsenter util-linux
+redis-server redis-server
+redis-cli redis-tools"
   if [ "$demo" = yes ]; then echo "tcpdump tcpdump"; fi
   if [ "$kernels" = yes ]; then
     echo "qemu-system-x86_64 qemu-system-x86
@@ -80,8 +82,6 @@ zstd zstd"
   if [ "$tests" = yes ]; then
     echo "iperf3 iperf3
 wrk wrk
-redis-server redis-server
-redis-cli redis-tools
 nginx nginx-light
 psql postgresql-client
 jq jq
