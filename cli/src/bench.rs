@@ -37,7 +37,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let Arguments { quick, rounds, only, json, page } = arguments;
     let old = page.as_ref().map(fs::read_to_string).transpose().context("--page")?;
     let report = bench::run(&Settings { quick, rounds, only }, |what| eprintln!("bench: {what}"))?;
-    print!("{}", report.markdown());
     if let Some(file) = json {
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(&file, text).with_context(|| file.display().to_string())?;
@@ -46,6 +45,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         fs::write(&file, with_figures(&old, &report.markdown())?)
             .with_context(|| file.display().to_string())?;
     }
+    crate::write(&report.markdown())?;
     // Figures of a mesh that drops requests are worth nothing.
     Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -3,13 +3,13 @@
 //! It owns how the story looks on a terminal and what happens when it is interrupted; what is told is in
 //! `weft_e2e::story`. Start reading at [`run`].
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use weft_e2e::lab::Lab;
 use weft_e2e::story::{self, Step};
@@ -33,26 +33,38 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    check_steps(&arguments.step)?;
     let style = Style::of_terminal();
     let interrupted = watch_for_interrupt(arguments.name.clone())?;
     let start = Instant::now();
-    println!("{}", style.bold("Weft: a mesh of two nodes on this machine"));
+    say!("{}", style.bold("Weft: a mesh of two nodes on this machine"))?;
     let result = tell(arguments, style, &interrupted);
     if interrupted.load(Ordering::Acquire) {
         Lab::clean(&arguments.name)?;
-        println!("\ninterrupted; the lab is gone");
+        say!("\ninterrupted; the lab is gone")?;
         return Ok(ExitCode::from(INTERRUPTED));
     }
     let failed = result?;
     let took = start.elapsed().as_secs_f32();
-    println!();
     if failed.is_empty() {
-        println!("{} in {took:.1} s; the lab is gone", style.green("Every step held"));
+        let held = if arguments.step.is_empty() { "Every step held" } else { "Every chosen step held" };
+        say!("\n{} in {took:.1} s; the lab is gone", style.green(held))?;
         return Ok(ExitCode::SUCCESS);
     }
     let failed = failed.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
-    println!("{} after {took:.1} s; the lab is gone", style.red(&format!("Failed: step {failed}")));
+    let failed = style.red(&format!("Failed: step {failed}"));
+    // Whoever reads no more is told by the exit code.
+    tell!("\n{failed} after {took:.1} s; the lab is gone");
     Ok(ExitCode::FAILURE)
+}
+
+/// A story without steps would hold whatever the mesh does.
+fn check_steps(chosen: &[u8]) -> Result<()> {
+    let Some(unknown) = chosen.iter().find(|chosen| story::STEPS.iter().all(|s| s.number != **chosen)) else {
+        return Ok(());
+    };
+    let steps: String = story::STEPS.iter().map(|s| format!("\n  {}  {}", s.number, s.title)).collect();
+    bail!("there is no step {unknown}; the steps are:{steps}")
 }
 
 /// Tells the steps and takes the lab down. The numbers of those that failed.
@@ -64,13 +76,13 @@ fn tell(arguments: &Arguments, style: Style, interrupted: &AtomicBool) -> Result
     let chosen = |step: &&Step| arguments.step.is_empty() || arguments.step.contains(&step.number);
     let mut failed = Vec::new();
     for step in story::STEPS.iter().filter(chosen) {
-        let holds = tell_one(step, &mut lab, style, interrupted);
+        let holds = tell_one(step, &mut lab, style, interrupted)?;
         if interrupted.load(Ordering::Acquire) {
             return Ok(failed);
         }
         if !holds {
             failed.push(step.number);
-            println!("   logs of the lab: {}", lab.keep_logs()?.display());
+            say!("   logs of the lab: {}", lab.keep_logs()?.display())?;
             // What the step left half done must not spoil the next one.
             lab.down().context("the lab is not all gone")?;
             lab = up(&arguments.name)?;
@@ -82,29 +94,31 @@ fn tell(arguments: &Arguments, style: Style, interrupted: &AtomicBool) -> Result
 
 fn up(name: &str) -> Result<Lab> {
     let start = Instant::now();
-    print!("bringing up the lab ...");
-    std::io::stdout().flush()?;
-    let lab = story::up(name).inspect_err(|_| println!()).context("the lab did not come up")?;
+    crate::write("bringing up the lab ...")?;
+    let ended = |_: &anyhow::Error| {
+        tell!("");
+    };
+    let lab = story::up(name).inspect_err(ended).context("the lab did not come up")?;
     let (nodes, pods) = (lab.nodes().len(), lab.state().pods.len());
-    println!(" {nodes} nodes, {pods} pods, {:.1} s", start.elapsed().as_secs_f32());
+    say!(" {nodes} nodes, {pods} pods, {:.1} s", start.elapsed().as_secs_f32())?;
     Ok(lab)
 }
 
-fn tell_one(step: &Step, lab: &mut Lab, style: Style, interrupted: &AtomicBool) -> bool {
-    println!("\n{}", style.bold(&format!("{}. {}", step.number, step.title)));
+fn tell_one(step: &Step, lab: &mut Lab, style: Style, interrupted: &AtomicBool) -> Result<bool> {
+    say!("\n{}", style.bold(&format!("{}. {}", step.number, step.title)))?;
     let start = Instant::now();
     let result = (step.run)(lab);
     let seconds = start.elapsed().as_secs_f32();
     match result {
         Ok(evidence) => {
-            evidence.iter().for_each(|line| println!("   {line}"));
-            println!("   {} {}", style.green("holds"), style.dim(&format!("{seconds:.1} s")));
-            true
+            evidence.iter().try_for_each(|line| say!("   {line}"))?;
+            say!("   {} {}", style.green("holds"), style.dim(&format!("{seconds:.1} s")))?;
+            Ok(true)
         }
-        Err(_) if interrupted.load(Ordering::Acquire) => false,
+        Err(_) if interrupted.load(Ordering::Acquire) => Ok(false),
         Err(error) => {
-            println!("   {} {error:#} {}", style.red("FAILED:"), style.dim(&format!("{seconds:.1} s")));
-            false
+            say!("   {} {error:#} {}", style.red("FAILED:"), style.dim(&format!("{seconds:.1} s")))?;
+            Ok(false)
         }
     }
 }
@@ -125,7 +139,7 @@ fn watch_for_interrupt(name: String) -> Result<Arc<AtomicBool>> {
             tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
         });
         told.store(true, Ordering::Release);
-        println!("\ntaking the lab down ...");
+        tell!("\ntaking the lab down ...");
         // Not removed here: a step may be making new things. If the processes cannot be ended, it takes a little longer.
         let _ = Lab::kill(&name);
         std::thread::sleep(INTERRUPTED_WAIT_MAX);
@@ -164,5 +178,17 @@ impl Style {
 
     fn dim(self, text: &str) -> String {
         self.paint("2", text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_there_is_not_is_refused_with_those_that_there_are() {
+        assert!(check_steps(&[]).is_ok() && check_steps(&[1, 9]).is_ok());
+        let said = check_steps(&[1, 42]).unwrap_err().to_string();
+        assert!(said.contains("no step 42") && said.contains("\n  9  "), "{said}");
     }
 }

@@ -1,5 +1,6 @@
 //! `weft lab`: up, apply, exec, logs, status, down.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use weft_e2e::lab::{Lab, Options, PodState, cgroup, labs};
+use weft_e2e::lab::{ContainerState, Lab, NODES_MAX, Options, cgroup, labs, no_lab};
 
 use crate::Format;
 use crate::table::table;
@@ -36,7 +37,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         name: Name,
         /// Nodes: node1, node2, ...
-        #[arg(long, default_value_t = 2)]
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(NODES_MAX)))]
         nodes: u16,
         /// Run the pods without a mesh, to compare
         #[arg(long)]
@@ -48,7 +49,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "NAME=VALUE")]
         node_env: Vec<String>,
     },
-    /// Start pods that the manifests gained, end those they lost
+    /// Start pods that the manifests gained and containers that ended, end pods that the manifests lost
     Apply {
         #[command(flatten)]
         name: Name,
@@ -73,6 +74,13 @@ pub(crate) enum Command {
         /// Go on as the log grows
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Start a weft-node or weft-control that was killed or ended; one that runs is ended first
+    Restart {
+        #[command(flatten)]
+        name: Name,
+        /// node1, node2, ... or control
+        process: String,
     },
     /// The pods and processes of the lab
     Status {
@@ -100,9 +108,9 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
             up(&name.name, &manifests, options)
         }
         Command::Apply { name } => {
-            let mut lab = Lab::attach(&name.name)?;
+            let (mut lab, _alone) = Lab::attach_alone(&name.name)?;
             lab.reconcile()?;
-            println!("{} pods run in lab {}", lab.state().pods.len(), lab.name());
+            say!("{} pods run in lab {}", lab.state().pods.len(), lab.name())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Exec { name, pod, words } => exec(&Lab::attach(&name.name)?, &pod, &words),
@@ -113,6 +121,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
                 None => list_logs(&lab.logs_directory()),
             }
         }
+        Command::Restart { name, process } => restart(&Lab::attach_alone(&name.name)?.0, &process),
         Command::Status { name, output } => status(&Lab::attach(&name.name)?, output),
         Command::Down { name, all } => down(&name.name, all),
     }
@@ -128,10 +137,10 @@ fn up(name: &str, manifests: &Path, options: Options) -> Result<ExitCode> {
     let mut lab = Lab::up(name, manifests, options)?;
     lab.keep();
     let seconds = start.elapsed().as_secs_f32();
-    println!("lab {name} is up after {seconds:.1} s");
-    print_pods(&lab.state().pods);
+    say!("lab {name} is up after {seconds:.1} s")?;
+    crate::write(&pods_table(&lab))?;
     let flag = if name == "lab" { String::new() } else { format!(" --name {name}") };
-    println!("\n  weft status{flag}\n  weft lab exec{flag} NAMESPACE/POD -- COMMAND\n  weft lab down{flag}");
+    say!("\n  weft status{flag}\n  weft lab exec{flag} NAMESPACE/POD -- COMMAND\n  weft lab down{flag}")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -142,6 +151,23 @@ fn exec(lab: &Lab, pod: &str, words: &[String]) -> Result<ExitCode> {
     // A command ended by a signal has no code; 255 is what ssh says then.
     let code = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(255);
     Ok(ExitCode::from(code))
+}
+
+fn restart(lab: &Lab, process: &str) -> Result<ExitCode> {
+    if !lab.state().options.mesh {
+        bail!("lab {} has no mesh: it was made with --without-mesh", lab.name());
+    }
+    if process == "control" {
+        lab.stop_control()?;
+        lab.start_control()?;
+    } else if lab.nodes().iter().any(|node| node == process) {
+        lab.stop_node(process)?;
+        lab.start_node(process)?;
+    } else {
+        bail!("{process:?} is neither `control` nor a node ({})", lab.nodes().join(", "));
+    }
+    tell!("{process} is ready");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn log_of(lab: &Lab, of: &str) -> Result<PathBuf> {
@@ -190,7 +216,7 @@ fn list_logs(directory: &Path) -> Result<ExitCode> {
         fs::read_dir(directory)?.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     of_pods.sort();
     for log in logs_in(directory).into_iter().chain(of_pods.iter().flat_map(|d| logs_in(d))) {
-        println!("{}", log.display());
+        say!("{}", log.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -210,12 +236,19 @@ fn show(log: &Path, follow: bool) -> Result<ExitCode> {
     }
 }
 
-fn print_pods(pods: &[PodState]) {
-    let rows = pods.iter().map(|p| {
+fn pods_table(lab: &Lab) -> String {
+    let rows = lab.state().pods.iter().map(|p| {
         let ips = p.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        vec![p.key(), p.node.clone(), ips]
+        vec![p.key(), p.node.clone(), ips, state_of(&lab.containers(p))]
     });
-    print!("{}", table(&["POD", "NODE", "ADDRESSES"], rows));
+    table(&["POD", "NODE", "ADDRESSES", "STATE"], rows)
+}
+
+/// `running`, or each container that does not.
+fn state_of(containers: &[(String, ContainerState)]) -> String {
+    let others = containers.iter().filter(|(_, state)| *state != ContainerState::Running);
+    let others: Vec<String> = others.map(|(name, state)| format!("{name} {state}")).collect();
+    if others.is_empty() { "running".to_owned() } else { others.join(", ") }
 }
 
 fn status(lab: &Lab, output: Format) -> Result<ExitCode> {
@@ -225,24 +258,44 @@ fn status(lab: &Lab, output: Format) -> Result<ExitCode> {
         .extend(lab.nodes().into_iter().map(|n| (format!("weft-node {n}"), running(&lab.agent_cgroup(&n)))));
     if output == Format::Json {
         let processes: serde_json::Map<_, _> = processes.into_iter().map(|(n, p)| (n, p.into())).collect();
-        let told = serde_json::json!({"lab": lab.state(), "processes": processes});
-        println!("{}", serde_json::to_string_pretty(&told)?);
+        let containers = |pod| lab.containers(pod).into_iter().map(|(name, state)| (name, state.to_string()));
+        let containers: BTreeMap<String, BTreeMap<String, String>> =
+            lab.state().pods.iter().map(|pod| (pod.key(), containers(pod).collect())).collect();
+        let told = serde_json::json!({"lab": lab.state(), "processes": processes, "containers": containers});
+        say!("{}", serde_json::to_string_pretty(&told)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows = processes.into_iter().map(|(name, pids)| {
         let pid = pids.first().map_or_else(|| "not running".into(), |p| format!("pid {p}"));
         vec![name, pid]
     });
-    println!("{}", table(&["PROCESS", "STATE"], rows));
-    print_pods(&lab.state().pods);
+    say!("{}", table(&["PROCESS", "STATE"], rows))?;
+    crate::write(&pods_table(lab))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn down(name: &str, all: bool) -> Result<ExitCode> {
+    if !all && !Lab::is_there(name)? {
+        bail!("{}", no_lab(name));
+    }
     let names = if all { labs() } else { vec![name.to_owned()] };
     for name in names {
         Lab::clean(&name)?;
-        println!("lab {name} is gone");
+        tell!("lab {name} is gone");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_whose_container_ended_is_not_called_running() {
+        let one = |name: &str, state| (name.to_owned(), state);
+        let (running, exited) = (ContainerState::Running, ContainerState::Exited("exit status: 3".into()));
+        assert_eq!(state_of(&[one("web", running.clone())]), "running");
+        assert_eq!(state_of(&[one("web", running), one("log", exited)]), "log exited (exit status: 3)");
+        assert_eq!(state_of(&[one("web", ContainerState::NotStarted)]), "web not started");
+    }
 }

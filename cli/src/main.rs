@@ -4,6 +4,16 @@
 //! It owns the command line and how answers look; what it does is in `kubernetes`, in `weft-e2e`'s lab and in the binaries'
 //! admin endpoints. Start reading at [`Command`].
 
+/// `println!` without its panic where nobody reads: an error, which ends the command as if it were done.
+macro_rules! say {
+    ($($shown:tt)*) => { $crate::write(&format!("{}\n", format_args!($($shown)*))) };
+}
+
+/// Tells how work goes on that goes on whether or not somebody reads.
+macro_rules! tell {
+    ($($shown:tt)*) => { let _ = say!($($shown)*); };
+}
+
 mod bench;
 mod config;
 mod demo;

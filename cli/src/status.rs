@@ -39,10 +39,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 Err(e) => serde_json::json!({"error": format!("{e:#}")}),
             };
             let all: Map<String, Value> = answers.iter().map(|(n, a)| (n.clone(), of(a))).collect();
-            println!("{}", serde_json::to_string_pretty(&all)?);
+            say!("{}", serde_json::to_string_pretty(&all)?)?;
         }
         Format::Table if arguments.verbose => {
-            answers.iter().for_each(|(name, answer)| print_one(name, answer));
+            answers.iter().try_for_each(|(name, answer)| crate::write(&whole(name, answer)))?;
         }
         Format::Table => print_summaries(&answers)?,
     }
@@ -78,21 +78,20 @@ fn print_summaries(answers: &[(String, Result<Value>)]) -> Result<()> {
     let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     for (name, answer) in answers {
         match answer {
-            Ok(status) => println!("{}", summary(name, status, now_unix_s)),
-            Err(error) => println!("{name}  NO ANSWER: {error:#}\n"),
+            Ok(status) => say!("{}", summary(name, status, now_unix_s))?,
+            Err(error) => say!("{name}  NO ANSWER: {error:#}\n")?,
         }
     }
     Ok(())
 }
 
-fn print_one(name: &str, answer: &Result<Value>) {
-    println!("{name}");
-    match answer {
-        Ok(Value::Object(fields)) => print!("{}", indented(&render(fields))),
-        Ok(other) => println!("  {other}"),
-        Err(e) => println!("  no answer: {e:#}"),
-    }
-    println!();
+fn whole(name: &str, answer: &Result<Value>) -> String {
+    let shown = match answer {
+        Ok(Value::Object(fields)) => indented(&render(fields)),
+        Ok(other) => format!("  {other}\n"),
+        Err(e) => format!("  no answer: {e:#}\n"),
+    };
+    format!("{name}\n{shown}\n")
 }
 
 /// Plain fields as a list; each list of objects as a table of its own, what is in it or above it indented.

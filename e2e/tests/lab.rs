@@ -1,8 +1,9 @@
 //! The lab itself, without a mesh: pods talk across nodes and through Services, and nothing is left behind.
 
 use std::path::Path;
+use std::time::Duration;
 
-use weft_e2e::lab::{Lab, Options, cgroup};
+use weft_e2e::lab::{Lab, Options, cgroup, wait};
 
 const MANIFESTS: &str = r#"
 apiVersion: v1
@@ -164,6 +165,37 @@ fn a_second_up_replaces_what_a_crash_left() {
     let again = lab(&name);
     again.exec_ok("lab/client", &["curl", "-sS", "http://far:8080/"]).unwrap();
     drop(again);
+    assert_nothing_left(&name);
+}
+
+#[test]
+fn a_container_that_ended_is_told_with_how_and_started_again() {
+    let name = format!("x{}", std::process::id());
+    let ends = "apiVersion: v1\nkind: Pod\nmetadata: {name: ends, namespace: lab}\n\
+                spec: {nodeName: node1, containers: [{name: main, command: [sh, -c, 'exit 3']}]}\n---\n";
+    let manifests = ends.to_owned() + MANIFESTS;
+    let mut lab = Lab::up_with(&name, &manifests, Options { mesh: false, ..Options::default() }).unwrap();
+    let state = |lab: &Lab, pod: &str| lab.containers(lab.pod(pod).unwrap())[0].1.to_string();
+    let wait = |lab: &Lab, pod: &str, expected: &str| {
+        wait::until(Duration::from_secs(10), || match state(lab, pod) {
+            now if now == expected => Ok(()),
+            now => anyhow::bail!("{pod} is {now}"),
+        })
+        .unwrap();
+    };
+    wait(&lab, "lab/ends", "exited (exit status: 3)");
+    wait(&lab, "lab/far", "running");
+    lab.kill_container("lab/far", "main").unwrap();
+    wait(&lab, "lab/far", "exited (signal: 9)");
+    lab.reconcile().unwrap();
+    wait(&lab, "lab/far", "running");
+    lab.exec_ok("lab/client", &["curl", "-sS", "http://far:8080/"]).unwrap();
+
+    // A mistake ends nothing.
+    let error = lab.apply("main", "apiVersion: v1\nkind: [").unwrap_err();
+    assert!(format!("{error:#}").contains("main.yaml:"), "{error:#}");
+    lab.exec_ok("lab/client", &["curl", "-sS", "http://far:8080/"]).unwrap();
+    drop(lab);
     assert_nothing_left(&name);
 }
 

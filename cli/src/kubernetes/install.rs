@@ -65,7 +65,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         return crate::write(&text);
     }
     let cluster = arguments.target.connect().await?;
-    println!("cluster {}", cluster.server);
+    tell!("cluster {}", cluster.server);
     preflight(&cluster, arguments.force).await?;
     let objects = manifest::objects(&text)?;
     let mut rest = Vec::new();
@@ -89,7 +89,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if !arguments.no_wait {
-        println!(
+        tell!(
             "Weft {} is installed. Bring a namespace into the mesh: kubectl label namespace <name> weft.dev/mesh=enabled",
             arguments.tag
         );
@@ -101,7 +101,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
 async fn preflight(cluster: &Cluster, force: bool) -> Result<()> {
     let findings = check::before(cluster).await?;
     for finding in findings.iter().filter(|finding| finding.level != Level::Ok) {
-        println!("{finding}");
+        tell!("{finding}");
     }
     let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
     if errors > 0 && !force {
@@ -121,7 +121,7 @@ async fn apply(cluster: &Cluster, object: &DynamicObject) -> Result<()> {
     let shown = format!("{} {}", kind(object), name(object));
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     api.patch(name(object), &parameters, &Patch::Apply(object)).await.doing(&format!("apply {shown}"))?;
-    println!("applied {shown}");
+    tell!("applied {shown}");
     Ok(())
 }
 

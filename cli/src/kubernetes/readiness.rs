@@ -169,14 +169,14 @@ pub(super) async fn follow(cluster: &Cluster, of: Workload, wait_max: Duration) 
     loop {
         let now = progress(cluster, of).await?;
         if now.done {
-            println!("{}: {} of {} ready", of.name(), now.ready, now.wanted);
+            tell!("{}: {} of {} ready", of.name(), now.ready, now.wanted);
             return Ok(());
         }
         let waiting = unready(cluster, of).await?;
         let mut text = format!("{}: {} of {} ready", of.name(), now.ready, now.wanted);
         waiting.iter().for_each(|line| text.push_str(&format!("\n  {line}")));
         if text != shown {
-            println!("{text}");
+            tell!("{text}");
             shown = text;
         }
         if started.elapsed() > wait_max {

@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
 
 pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     let cluster = arguments.target.connect().await?;
-    println!("cluster {}", cluster.server);
+    tell!("cluster {}", cluster.server);
     let wait_max = Duration::from_secs(arguments.wait_seconds);
     let mut objects = manifest::objects(&manifest::text(&Images::default())?)?;
     if arguments.keep_crds {
@@ -72,7 +72,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         removed += usize::from(remove(&cluster, object).await?);
     }
     if removed == 0 {
-        println!("nothing of Weft is installed");
+        tell!("nothing of Weft is installed");
         return Ok(());
     }
     gone(&cluster, &objects, wait_max).await?;
@@ -101,7 +101,7 @@ async fn remove(cluster: &Cluster, object: &DynamicObject) -> Result<bool> {
     let shown = format!("{} {}", kind(object), name(object));
     match api(cluster, object)?.delete(name(object), &DeleteParams::foreground()).await {
         Ok(_) => {
-            println!("deleted {shown}");
+            tell!("deleted {shown}");
             Ok(true)
         }
         Err(error) if is_missing(&error) => Ok(false),
@@ -120,7 +120,7 @@ async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
             .filter_map(|pod| pod.spec.as_ref()?.node_name.clone())
             .collect();
         if waiting.is_empty() {
-            println!("every node has removed its hooks, maps and CNI entry");
+            tell!("every node has removed its hooks, maps and CNI entry");
             return Ok(());
         }
         let nodes = waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -131,7 +131,7 @@ async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
             );
         }
         if waiting != shown {
-            println!("waiting for weft-node to clean up on {nodes}");
+            tell!("waiting for weft-node to clean up on {nodes}");
             shown = waiting;
         }
         tokio::time::sleep(ASK_EVERY).await;
@@ -165,10 +165,10 @@ async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
     let names: Vec<String> =
         labelled.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect();
     if !names.is_empty() {
-        println!("left: the label weft.dev/mesh of the namespaces {} (without effect now)", names.join(", "));
+        tell!("left: the label weft.dev/mesh of the namespaces {} (without effect now)", names.join(", "));
     }
     if keep_crds {
-        println!("left: the kinds weft.dev and their objects, as --keep-crds says");
+        tell!("left: the kinds weft.dev and their objects, as --keep-crds says");
     }
     for resource in ["ClusterRole", "ClusterRoleBinding"] {
         let gvk = GroupVersionKind::gvk("rbac.authorization.k8s.io", "v1", resource);
@@ -176,9 +176,9 @@ async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
         for object in
             api.list(&ListParams::default().labels(PART_OF)).await.doing(&format!("list {resource}s"))?
         {
-            println!("left: {resource} {}, which this version of Weft did not make", name(&object));
+            tell!("left: {resource} {}, which this version of Weft did not make", name(&object));
         }
     }
-    println!("Weft is uninstalled");
+    tell!("Weft is uninstalled");
     Ok(())
 }

@@ -131,6 +131,18 @@ struct File {
     warnings: Vec<Problem>,
 }
 
+/// Reads the directories once: the text of every file that this source reads, by path, or everything that is wrong with them.
+/// For the lab, which must not differ from it (`weft-e2e`).
+pub fn read_once(roots: Vec<PathBuf>) -> Result<Vec<(PathBuf, Arc<str>)>, Vec<Problem>> {
+    let mut scanner = Scanner::new(roots);
+    scanner.scan(true);
+    let errors = scanner.report().errors;
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(scanner.files.into_iter().map(|(path, file)| (path, file.text)).collect())
+}
+
 /// The files as last read and the objects as last sent. No watching, no waiting.
 pub struct Scanner {
     roots: Vec<PathBuf>,
@@ -220,11 +232,6 @@ impl Scanner {
             }
         }
         merged
-    }
-
-    /// The files as last read, by path.
-    pub fn texts(&self) -> impl Iterator<Item = (&Path, &str)> {
-        self.files.iter().map(|(path, file)| (path.as_path(), &*file.text))
     }
 
     pub fn report(&self) -> Report {

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use weft_control::source::Problem;
-use weft_control::source::directory::Scanner;
+use weft_control::source::directory::read_once;
 use weft_control::source::manifest::{self, Document, Refused};
 
 use super::network::node_index;
@@ -148,11 +148,14 @@ pub(crate) struct Manifests {
 impl Manifests {
     /// Everything in the directories, for a lab of so many nodes; or every mistake in them.
     pub(crate) fn read(directories: &[PathBuf], nodes: u16) -> Result<Self> {
-        let mut scanner = Scanner::new(directories.to_vec());
-        scanner.scan(true);
-        let (mut all, mut problems) = (Self::default(), scanner.report().errors);
-        for (path, text) in scanner.texts().filter(|_| problems.is_empty()).collect::<Vec<_>>() {
-            all.add(&path.display().to_string(), text, nodes, &mut problems);
+        let (mut all, mut problems) = (Self::default(), Vec::new());
+        match read_once(directories.to_vec()) {
+            Ok(files) => {
+                for (path, text) in &files {
+                    all.add(&path.display().to_string(), text, nodes, &mut problems);
+                }
+            }
+            Err(errors) => problems = errors,
         }
         all.unless(&problems)
     }

@@ -8,13 +8,16 @@
 mod admin;
 mod capture;
 pub mod cgroup;
+mod claim;
 pub(crate) mod command;
+mod container;
 mod manifest;
 pub(crate) mod mesh;
 pub mod netns;
 mod network;
 mod pod;
 pub(crate) mod process;
+mod program;
 mod services;
 pub(crate) mod state;
 pub mod traces;
@@ -29,9 +32,11 @@ use serde::{Deserialize, Serialize};
 
 pub use admin::{Admin, metric_sum};
 pub use capture::{Capture, Packets, Segment};
-pub use network::{UNDERLAY_IP, node_ip};
+pub use claim::Claim;
+pub use container::ContainerState;
+pub use network::{NODES_MAX, UNDERLAY_IP, node_ip};
 pub use process::{memory_mib, open_descriptors};
-pub use state::{PodState, State, labs};
+pub use state::{PodState, State, labs, no_lab};
 
 use crate::tools::built_beside;
 use manifest::Manifests;
@@ -89,21 +94,26 @@ impl Lab {
         let user =
             manifests.canonicalize().with_context(|| format!("manifests in {}", manifests.display()))?;
         // Mistakes in the manifests are found before anything is built.
-        Manifests::read(std::slice::from_ref(&user), options.nodes)?;
+        let read = Manifests::read(std::slice::from_ref(&user), options.nodes)?;
+        program::check(&read, &binaries(&options))?;
+        let _claim = Self::claim(name)?;
         Self::build(name, vec![user], options)
     }
 
     /// Builds the lab `name` from manifests given as text.
     pub fn up_with(name: &str, manifests: &str, options: Options) -> Result<Self> {
-        Manifests::parse("main.yaml", manifests, options.nodes)?;
+        let parsed = Manifests::parse("main.yaml", manifests, options.nodes)?;
+        program::check(&parsed, &binaries(&options))?;
+        let _claim = Self::claim(name)?;
         let mut lab = Self::build(name, Vec::new(), options)?;
         lab.apply("main", manifests)?;
         Ok(lab)
     }
 
     fn build(name: &str, mut manifests: Vec<PathBuf>, options: Options) -> Result<Self> {
-        state::check_name(name)?;
-        check_machine()?;
+        if !(1..=NODES_MAX).contains(&options.nodes) {
+            bail!("a lab has 1 to {NODES_MAX} nodes, not {}", options.nodes);
+        }
         Self::clean(name)?;
         let directory = state::run_directory(name);
         let own = directory.join("manifests");
@@ -137,6 +147,31 @@ impl Lab {
             }
         }
         self.reconcile()
+    }
+
+    /// While this is held, no other process makes or changes the lab.
+    fn claim(name: &str) -> Result<Claim> {
+        state::check_name(name)?;
+        check_machine()?;
+        Claim::take(Path::new(state::RUN_DIRECTORY), name)
+    }
+
+    /// Goes on with a lab that is up, in order to change it: as long as the claim is held, nobody else does.
+    pub fn attach_alone(name: &str) -> Result<(Self, Claim)> {
+        // First of all it should be there.
+        State::load(name)?;
+        let claim = Self::claim(name)?;
+        Ok((Self::attach(name)?, claim))
+    }
+
+    /// Whether there is anything that [`Lab::clean`] would remove.
+    pub fn is_there(name: &str) -> Result<bool> {
+        state::check_name(name)?;
+        require_root()?;
+        let group = cgroup::v2_root()?.join(CGROUP).join(name);
+        let places = [group, Path::new(PIN_ROOT).join(name), state::run_directory(name)];
+        let is_of_lab = |netns: &String| network::is_of_lab(netns, name);
+        Ok(places.iter().any(|place| place.exists()) || netns::with_prefix("weft-").iter().any(is_of_lab))
     }
 
     /// Goes on with a lab that is up. It stays up when the value is dropped.
@@ -275,7 +310,7 @@ impl Lab {
 
     /// Where the binaries of this build are.
     pub(crate) fn bin_directory(&self) -> PathBuf {
-        self.state.options.binaries.clone().unwrap_or_else(built_beside)
+        binaries(&self.state.options)
     }
 
     /// A binary of this build.
@@ -295,6 +330,19 @@ impl Drop for Lab {
         {
             tracing::error!("lab {} is not all gone: {e:#}", self.name());
         }
+    }
+}
+
+fn binaries(options: &Options) -> PathBuf {
+    options.binaries.clone().unwrap_or_else(built_beside)
+}
+
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| path.display().to_string())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -327,11 +375,16 @@ fn random_token() -> Result<String> {
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
+fn require_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("a lab makes network namespaces and loads programs into the kernel: run this as root");
+    }
+    Ok(())
+}
+
 /// What a lab needs of the machine, checked before anything is made.
 fn check_machine() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("a lab makes network namespaces and loads programs into the kernel: run it as root");
-    }
+    require_root()?;
     cgroup::v2_root()?;
     for tool in ["ip", "nft"] {
         let found = std::env::var_os("PATH").is_some_and(|p| {

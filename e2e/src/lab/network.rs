@@ -17,6 +17,9 @@ pub(crate) const FIRST_SLOT: u16 = 2;
 /// One /24 per node.
 pub(crate) const LAST_SLOT: u16 = 254;
 
+/// Nodes of a lab: their addresses end in 11 and so on.
+pub const NODES_MAX: u16 = 200;
+
 /// The underlay's own address, where `weft-control` listens.
 pub const UNDERLAY_IP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 
@@ -43,7 +46,8 @@ pub(crate) fn is_of_lab(netns: &str, lab: &str) -> bool {
 
 /// `node1` is 1.
 pub(crate) fn node_index(node: &str) -> Result<u16> {
-    let number = node.strip_prefix("node").and_then(|n| n.parse().ok()).filter(|n| (1..=200).contains(n));
+    let number =
+        node.strip_prefix("node").and_then(|n| n.parse().ok()).filter(|n| (1..=NODES_MAX).contains(n));
     number.with_context(|| format!("nodes of a lab are called node1, node2, ..., not {node:?}"))
 }
 

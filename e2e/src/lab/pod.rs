@@ -1,4 +1,4 @@
-//! Pods: addresses, namespaces, cgroups laid out as the kubelet does, and the processes of their containers.
+//! Pods: addresses, namespaces, cgroups laid out as the kubelet does. What runs in them is `container`'s.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,26 +6,24 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use serde_json::Value;
 
-use super::manifest::{Container, Manifests, Pod};
+use super::manifest::{Manifests, Pod};
 use super::network::{self, FIRST_SLOT, LAST_SLOT};
 use super::process::{Place, start};
 use super::state::{PodState, write_whole};
-use super::{Lab, cgroup, netns, services, wait};
+use super::{Lab, cgroup, netns, program, services, wait};
 
-/// How long a container may take to listen on the ports that it declares.
-const LISTEN_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Until a new pod is in the mesh: its status must reach the node, its certificate must be signed.
 const KNOWN_WAIT_MAX: Duration = Duration::from_secs(20);
 /// The container that holds the pod's cgroup while its others come and go.
 const PAUSE: &str = "pause";
 
 impl Lab {
-    /// Makes the running pods those of the manifests: starts new ones, ends those no longer there, renews names and
-    /// Service rules. Running pods whose text changed stay as they are.
+    /// Makes the running pods those of the manifests: starts new ones and containers that ended, ends pods no longer there,
+    /// renews names and Service rules. Running pods whose text changed stay as they are.
     pub fn reconcile(&mut self) -> Result<()> {
         let manifests = self.manifests()?;
+        program::check(&manifests, &self.bin_directory())?;
         let gone: Vec<String> =
             self.state.pods.iter().map(PodState::key).filter(|k| !manifests.pods.contains_key(k)).collect();
         for key in &gone {
@@ -41,16 +39,20 @@ impl Lab {
         if self.state.options.mesh {
             self.wait_known(&fresh)?;
         }
-        for pod in &fresh {
-            self.start_containers(pod, &manifests.pods[&pod.key()])?;
+        let ended = self.state.pods.iter().any(|pod| !self.is_ready(pod));
+        let mut started = Vec::new();
+        for pod in &self.state.pods {
+            if self.start_ended(pod, &manifests.pods[&pod.key()])? {
+                started.push(pod);
+            }
         }
-        for pod in &fresh {
+        for pod in started {
             self.wait_listening(pod, &manifests.pods[&pod.key()])?;
         }
-        Ok(())
+        if ended { self.publish(&manifests) } else { Ok(()) }
     }
 
-    fn manifests(&self) -> Result<Manifests> {
+    pub(super) fn manifests(&self) -> Result<Manifests> {
         Manifests::read(&self.state.manifests, self.state.options.nodes)
     }
 
@@ -67,7 +69,12 @@ impl Lab {
 
     /// Gives the pod its addresses, its namespace, its cgroup and the process that holds it.
     fn place_pod(&mut self, pod: &Pod) -> Result<PodState> {
-        let state = self.place_sandbox(pod)?;
+        let mut state = self.place_sandbox(pod)?;
+        state.containers = pod.spec.containers.iter().map(|c| c.name.clone()).collect();
+        if let Some(noted) = self.state.pods.last_mut() {
+            *noted = state.clone();
+        }
+        self.state.save()?;
         let mut pause = Command::new("sleep");
         pause.arg("infinity");
         start(pause, &self.place(&state, PAUSE), &self.pod_directory(&state).join("pause.log"))?;
@@ -87,6 +94,7 @@ impl Lab {
             ips: network::pod_ips(index, slot),
             node,
             slot,
+            containers: Vec::new(),
         };
         network::add_pod(self.name(), &state).with_context(|| format!("network of Pod {}", pod.key()))?;
         self.state.pods.push(state.clone());
@@ -142,36 +150,32 @@ impl Lab {
             network::apply_service_rules(self.name(), &node, &rules)?;
         }
         self.state.save()?;
-        write_whole(&self.generated_directory().join("pod-status.yaml"), &pod_status(&self.state.pods))
-    }
-
-    fn start_containers(&self, pod: &PodState, manifest: &Pod) -> Result<()> {
-        manifest.spec.containers.iter().try_for_each(|c| self.start_container(pod, manifest, c))
-    }
-
-    fn start_container(&self, pod: &PodState, manifest: &Pod, container: &Container) -> Result<()> {
-        let mut words = container.command.iter().chain(&container.args);
-        let program = words.next().ok_or_else(|| anyhow!("container {} has no command", container.name))?;
-        let mut command = Command::new(program);
-        command.args(words);
-        self.pod_environment(&mut command, pod);
-        for variable in &container.env {
-            let from = variable.value_from.as_ref().map(|source| downward(source, pod, manifest));
-            let value = variable.value.clone().or(from.transpose()?).unwrap_or_default();
-            command.env(&variable.name, value);
+        let file = self.generated_directory().join("pod-status.yaml");
+        match self.state.pods.is_empty() {
+            // Nothing in a file is a mistake.
+            true => super::remove_file(&file),
+            false => write_whole(&file, &self.pod_status()),
         }
-        let log = self.pod_log(pod, &container.name);
-        start(command, &self.place(pod, &container.name), &log)
-            .with_context(|| format!("Pod {}, container {}", pod.key(), container.name))?;
-        Ok(())
     }
 
-    fn pod_environment(&self, command: &mut Command, pod: &PodState) {
-        let mut path = self.bin_directory().into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
+    /// What a kubelet would write into the status of each Pod.
+    fn pod_status(&self) -> String {
+        let documents = self.state.pods.iter().map(|pod| {
+            let status = serde_json::json!({
+                "apiVersion": "weft.dev/v1alpha1",
+                "kind": "PodStatus",
+                "metadata": {"namespace": pod.namespace, "name": pod.name},
+                "spec": {"uid": pod.uid, "nodeName": pod.node, "podIPs": pod.ips, "ready": self.is_ready(pod)},
+            });
+            // JSON is YAML.
+            format!("{status}\n")
+        });
+        documents.collect::<Vec<_>>().join("---\n")
+    }
+
+    pub(super) fn pod_environment(&self, command: &mut Command, pod: &PodState) {
         command
-            .env("PATH", path)
+            .env("PATH", program::search_path(&self.bin_directory()))
             .env("HOSTNAME", &pod.name)
             .env("POD_NAME", &pod.name)
             .env("POD_NAMESPACE", &pod.namespace)
@@ -180,7 +184,7 @@ impl Lab {
             .current_dir(self.pod_directory(pod));
     }
 
-    fn place(&self, pod: &PodState, container: &str) -> Place {
+    pub(super) fn place(&self, pod: &PodState, container: &str) -> Place {
         let directory = self.pod_directory(pod);
         let files = ["hosts", "resolv.conf"];
         Place {
@@ -203,24 +207,6 @@ impl Lab {
         self.logs_directory().join(format!("{}_{}", pod.namespace, pod.name)).join(format!("{container}.log"))
     }
 
-    /// Waits until every TCP port that the pod's containers declare is listened on.
-    fn wait_listening(&self, pod: &PodState, manifest: &Pod) -> Result<()> {
-        let declared = manifest.spec.containers.iter().flat_map(|c| &c.ports);
-        let tcp = declared.filter(|p| p.protocol.as_deref().unwrap_or("TCP") == "TCP");
-        for port in tcp.map(|p| p.container_port) {
-            wait::until_true(LISTEN_WAIT_MAX, &format!("{} listens on port {port}", pod.key()), || {
-                netns::inside(&pod.netns, || listens(port)).unwrap_or(false)
-            })
-            .with_context(|| self.container_logs(pod, manifest))?;
-        }
-        Ok(())
-    }
-
-    fn container_logs(&self, pod: &PodState, manifest: &Pod) -> String {
-        let logs = manifest.spec.containers.iter().map(|c| super::mesh::tail(&self.pod_log(pod, &c.name)));
-        format!("what {} said:\n{}", pod.key(), logs.collect::<Vec<_>>().join("\n"))
-    }
-
     /// Ends a pod and forgets it; the status of the others is not published here.
     fn end_pod(&mut self, key: &str) -> Result<()> {
         let pod = self.pod(key)?.clone();
@@ -230,23 +216,6 @@ impl Lab {
         fs::remove_dir_all(self.pod_directory(&pod))?;
         self.state.pods.retain(|p| p.key() != key);
         self.state.save()
-    }
-
-    /// Ends and starts one container of a pod; the pod keeps its addresses and its namespace.
-    pub fn restart_container(&self, key: &str, container: &str) -> Result<()> {
-        let pod = self.pod(key)?;
-        let manifests = self.manifests()?;
-        let manifest = manifests.pods.get(key).ok_or_else(|| anyhow!("no Pod {key} in the manifests"))?;
-        let found = manifest.spec.containers.iter().find(|c| c.name == container);
-        let found = found.ok_or_else(|| anyhow!("Pod {key} has no container {container}"))?;
-        self.kill_container(key, container)?;
-        self.start_container(pod, manifest, found)?;
-        self.wait_listening(pod, manifest)
-    }
-
-    /// Kills one container of a pod; the pod stays.
-    pub fn kill_container(&self, key: &str, container: &str) -> Result<()> {
-        cgroup::kill(&self.pod_cgroup(self.pod(key)?).join(container))
     }
 
     /// Makes the pod drop every packet that comes to it, without a word to the sender, or stop doing so.
@@ -306,53 +275,4 @@ impl Lab {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
-}
-
-/// A field of the pod for its own environment (`valueFrom.fieldRef`).
-fn downward(source: &Value, pod: &PodState, manifest: &Pod) -> Result<String> {
-    let path = source["fieldRef"]["fieldPath"].as_str();
-    let path = path.ok_or_else(|| anyhow!("a lab knows no valueFrom but fieldRef: {source}"))?;
-    let ips = || pod.ips.iter().map(ToString::to_string).collect::<Vec<_>>();
-    Ok(match path {
-        "metadata.name" => pod.name.clone(),
-        "metadata.namespace" => pod.namespace.clone(),
-        "metadata.uid" => pod.uid.clone(),
-        "spec.nodeName" => pod.node.clone(),
-        "status.podIP" => ips().into_iter().next().unwrap_or_default(),
-        "status.podIPs" => ips().join(","),
-        other => match other.strip_prefix("metadata.labels['").and_then(|l| l.strip_suffix("']")) {
-            Some(label) => manifest.metadata.labels.get(label).cloned().unwrap_or_default(),
-            None => bail!("a lab knows no field {other:?}"),
-        },
-    })
-}
-
-/// Whether something listens on the TCP port, in the namespace of the calling thread.
-pub(super) fn listens(port: u16) -> bool {
-    let suffix = format!(":{port:04X}");
-    let listening = |table: &str| {
-        let text = fs::read_to_string(table).unwrap_or_default();
-        // Local address is the second field, the state the fourth; 0A is LISTEN.
-        text.lines().any(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            fields.next().is_some_and(|local| local.ends_with(&suffix)) && fields.nth(1) == Some("0A")
-        })
-    };
-    // `thread-self`: the tables of the calling thread's namespace, not of the process's.
-    listening("/proc/thread-self/net/tcp") || listening("/proc/thread-self/net/tcp6")
-}
-
-/// What a kubelet would write into the status of each Pod.
-fn pod_status(pods: &[PodState]) -> String {
-    let documents = pods.iter().map(|pod| {
-        let status = serde_json::json!({
-            "apiVersion": "weft.dev/v1alpha1",
-            "kind": "PodStatus",
-            "metadata": {"namespace": pod.namespace, "name": pod.name},
-            "spec": {"uid": pod.uid, "nodeName": pod.node, "podIPs": pod.ips, "ready": true},
-        });
-        // JSON is YAML.
-        format!("{status}\n")
-    });
-    documents.collect::<Vec<_>>().join("---\n")
 }

@@ -1,13 +1,13 @@
 //! Starting a process inside a network namespace, a cgroup and, for pods, a mount namespace with its own `/etc/hosts`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -78,8 +78,9 @@ fn own_files(files: &[(CString, CString)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a background process that appends what it says to `log`, and reaps it when it ends. Returns its pid.
-pub(crate) fn start(command: Command, place: &Place, log: &Path) -> Result<u32> {
+/// Starts a background process that appends what it says to `log`. How it ends is noted beside the log (`.exit`), also after
+/// the calling process is gone.
+pub(crate) fn start(command: Command, place: &Place, log: &Path) -> Result<()> {
     start_with_output(command, place, log, log)
 }
 
@@ -89,12 +90,24 @@ pub(crate) fn start_with_output(
     place: &Place,
     log: &Path,
     output: &Path,
-) -> Result<u32> {
+) -> Result<()> {
     if let Some(directory) = log.parent() {
         fs::create_dir_all(directory)?;
     }
     let open = |file: &Path| OpenOptions::new().create(true).append(true).open(file);
     command.stdin(Stdio::null()).stdout(open(output)?).stderr(open(log)?);
+    let note = log.with_extension("exit");
+    super::remove_file(&note)?;
+    // First of all, so that whoever waits stays where the caller is.
+    let note = c_path(&note)?;
+    // SAFETY: between fork and exec, system calls only, on a string prepared above.
+    unsafe {
+        command.pre_exec(move || match libc::fork() {
+            -1 => Err(io::Error::last_os_error()),
+            0 => Ok(()),
+            child => wait_and_note(child, &note),
+        });
+    }
     place.apply(&mut command)?;
     // SAFETY: a system call without arguments, between fork and exec.
     unsafe {
@@ -105,21 +118,44 @@ pub(crate) fn start_with_output(
         });
     }
     let program = command.get_program().to_string_lossy().into_owned();
-    let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
-    let pid = child.id();
-    reap(child, log.with_extension("exit"));
-    Ok(pid)
+    let mut waiter = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    // So that it leaves no zombie.
+    std::thread::spawn(move || waiter.wait());
+    Ok(())
 }
 
-/// Waits for the child on a thread of its own, so that it leaves no zombie, and notes how it ended.
-fn reap(mut child: Child, note: PathBuf) {
-    let _ = fs::remove_file(&note);
-    std::thread::spawn(move || {
-        if let Ok(status) = child.wait() {
-            // The lab's directory may be gone by now: then nobody wants to know.
-            let _ = fs::write(note, format!("{status}\n"));
+/// What the parent of a started process does, and nothing else: waits for it and notes how it ended. Without allocating: the
+/// process that it was forked from may have had other threads.
+fn wait_and_note(child: libc::pid_t, note: &CStr) -> ! {
+    // SAFETY: system calls on what lives on this stack, and on a string that outlives them.
+    unsafe {
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"weft-lab-wait".as_ptr());
+        // Locks and pipes of the caller: held here, they would never be seen closed.
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+        let mut status = 0;
+        while libc::waitpid(child, &mut status, 0) == -1 {
+            if *libc::__errno_location() != libc::EINTR {
+                libc::_exit(1);
+            }
         }
-    });
+        // As the standard library words it.
+        let (what, number): (&[u8], _) = match libc::WIFSIGNALED(status) {
+            true => (b"signal: ", libc::WTERMSIG(status)),
+            false => (b"exit status: ", libc::WEXITSTATUS(status)),
+        };
+        // The lab's directory may be gone by now: then nobody wants to know.
+        let file = libc::open(note.as_ptr(), libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC, 0o644);
+        let write = |bytes: &[u8]| libc::write(file, bytes.as_ptr().cast(), bytes.len());
+        write(what);
+        for ten in [100, 10, 1] {
+            if number >= ten || ten == 1 {
+                write(&[b'0' + (number / ten % 10) as u8]);
+            }
+        }
+        write(b"\n");
+        libc::_exit(0)
+    }
 }
 
 /// Sends a signal to every process of a group.

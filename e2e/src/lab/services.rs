@@ -90,6 +90,7 @@ mod tests {
             netns: "n".into(),
             ips: vec![ip.parse().unwrap()],
             slot: 2,
+            containers: Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Cleaning up does not depend on this file: all names begin with the lab's name, and all processes are in its cgroup.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Options;
 
-const RUN_DIRECTORY: &str = "/run/weft-lab";
+pub(crate) const RUN_DIRECTORY: &str = "/run/weft-lab";
 /// Longest name of a lab: it becomes part of file names, and of Unix socket paths (108 bytes at most).
 const NAME_CHARS_MAX: usize = 24;
 
@@ -36,6 +37,9 @@ pub struct PodState {
     pub ips: Vec<IpAddr>,
     /// Last part of its addresses; unique on its node.
     pub slot: u16,
+    /// Those it was started with.
+    #[serde(default)]
+    pub containers: Vec<String>,
 }
 
 impl PodState {
@@ -59,19 +63,29 @@ pub(crate) fn run_directory(name: &str) -> PathBuf {
 /// Names of all labs that left a directory.
 pub fn labs() -> Vec<String> {
     let Ok(entries) = fs::read_dir(RUN_DIRECTORY) else { return Vec::new() };
-    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| check_name(name).is_ok()).collect();
     names.sort();
     names
+}
+
+/// What to say where a lab is named that there is not.
+pub fn no_lab(name: &str) -> String {
+    let up = labs();
+    let others = if up.is_empty() { "none is up".into() } else { format!("up: {}", up.join(", ")) };
+    format!("no lab {name:?} ({others}); `weft lab up -f DIR` makes one")
 }
 
 impl State {
     pub(crate) fn load(name: &str) -> Result<Self> {
         check_name(name)?;
         let file = run_directory(name).join("state.json");
-        let Ok(text) = fs::read_to_string(&file) else {
-            let up = labs();
-            let others = if up.is_empty() { "none is up".into() } else { format!("up: {}", up.join(", ")) };
-            bail!("no lab {name:?} ({others}); `weft lab up -f DIR` makes one");
+        let text = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                bail!("lab {name} is root's: run this as root");
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!("{}", no_lab(name)),
+            other => other.with_context(|| file.display().to_string())?,
         };
         serde_json::from_str(&text).with_context(|| file.display().to_string())
     }

@@ -157,7 +157,7 @@ service:
     let log = lab.logs_directory().join("collector.log");
     start(command, &place, &log)?;
     wait::until_true(START_WAIT_MAX, "the collector listens", || {
-        netns::inside(&netns, || super::pod::listens(COLLECTOR_PORT)).unwrap_or(false)
+        netns::inside(&netns, || super::container::listens(COLLECTOR_PORT)).unwrap_or(false)
     })
     .with_context(|| super::mesh::tail(&log))
 }
