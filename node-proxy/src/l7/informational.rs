@@ -185,3 +185,67 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Hinting<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    const HEAD: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: <a>\r\n\r\n";
+
+    fn hint(hints: &Hints) {
+        let mut request = Request::new(());
+        hints.request(&mut request);
+        let headers = [(header::LINK, http::HeaderValue::from_static("<a>"))].into_iter().collect();
+        request.extensions().get::<Hinter>().unwrap().hint(StatusCode::EARLY_HINTS, &headers);
+    }
+
+    /// Requests sent behind each other: the next one's hints come while the last answer is being written.
+    #[tokio::test]
+    async fn a_head_never_gets_into_what_is_being_written() {
+        for answered in [false, true] {
+            let (mut client, io) = tokio::io::duplex(4);
+            let hints = Hints::default();
+            let mut io = Hinting::new(io, hints.clone());
+            // The first half fits; the other one lies in hyper's buffer.
+            assert_eq!(io.write(b"bodybody").await.unwrap(), 4);
+            hint(&hints);
+            if answered {
+                // Its answer may lie behind it, in the same buffer.
+                hints.answered();
+            }
+            let write = async {
+                io.write_all(b"body").await.unwrap();
+                io.flush().await.unwrap();
+                drop(io);
+            };
+            let mut seen = Vec::new();
+            let (_, read) = tokio::join!(write, client.read_to_end(&mut seen));
+            read.unwrap();
+            let want = if answered { b"bodybody".to_vec() } else { [b"bodybody", HEAD].concat() };
+            assert_eq!(
+                String::from_utf8_lossy(&seen),
+                String::from_utf8_lossy(&want),
+                "answered: {answered}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_word_for_an_earlier_request_is_dropped() {
+        let (mut client, io) = tokio::io::duplex(4096);
+        let hints = Hints::default();
+        let mut io = Hinting::new(io, hints.clone());
+        let mut first = Request::new(());
+        hints.request(&mut first);
+        hints.answered();
+        hints.request(&mut Request::new(()));
+        first.extensions().get::<Hinter>().unwrap().hint(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        io.write_all(b"answer").await.unwrap();
+        drop(io);
+        let mut seen = String::new();
+        client.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "answer");
+    }
+}
