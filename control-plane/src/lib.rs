@@ -120,7 +120,10 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let sink = Sink { batches, report: report_sender, subjects: world.subjects.clone() };
     let source = match world.client.clone() {
         Some(client) => tokio::spawn(Kubernetes::new(client, settings.watch_time).run(sink, stop.clone())),
-        None => tokio::spawn(Directory::new(settings.manifests.clone()).run(sink, stop.clone())),
+        None => {
+            let state_dir = settings.state_dir.clone().context("--state-dir is needed with --manifests")?;
+            tokio::spawn(Directory::new(settings.manifests.clone(), state_dir).run(sink, stop.clone()))
+        }
     };
     let mut tasks = vec![
         source,

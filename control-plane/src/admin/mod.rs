@@ -35,6 +35,9 @@ const CONNECTIONS_MAX: usize = 32;
 const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Of a connection, whatever it does: a client that reads slowly gives its place back.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
+const NOT_READ: &str = "the manifests are not read yet\n";
+/// Errors that /readyz shows; /status has more.
+const REASONS_MAX: usize = 20;
 /// The Unix socket is its owner's only.
 const SOCKET_MODE: u32 = 0o600;
 /// Waiting for a place; a scraper's retry takes longer than these take.
@@ -139,7 +142,9 @@ fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if world.synced.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the manifests are not read yet\n"),
+        // Names of files are not for whoever reaches that listener.
+        "/readyz" if pages == Pages::Metrics => text(StatusCode::SERVICE_UNAVAILABLE, NOT_READ),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, &waited_for(world)),
         "/metrics" => response(StatusCode::OK, "text/plain; version=0.0.4", metrics::render(world)),
         _ if pages == Pages::Metrics => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics\n"),
         "/status" => json(status(world)),
@@ -155,6 +160,15 @@ fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full
         }
         _ => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics /status /config_dump?node=<node>\n"),
     }
+}
+
+/// Why nodes are not served, a reason per line.
+fn waited_for(world: &World) -> String {
+    let report = world.report.borrow().clone();
+    if report.errors.is_empty() {
+        return NOT_READ.to_owned();
+    }
+    report.errors.iter().take(REASONS_MAX).map(|error| format!("{error}\n")).collect()
 }
 
 fn status(world: &World) -> serde_json::Value {

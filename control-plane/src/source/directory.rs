@@ -1,7 +1,8 @@
 //! Directories of manifests as a source: reads, watches, merges.
 //!
-//! A file that cannot be used keeps its last good objects. inotify tells at once; a full read every ten seconds is the
-//! safety net for what it does not see. Names that start with a dot are not read (editors' files, a ConfigMap's `..data`).
+//! A file that cannot be used keeps its last good objects, beyond a restart too ([`last_good`](super::last_good)). inotify tells at
+//! once; a full read every ten seconds is the safety net for what it does not see. Names that start with a dot are not read
+//! (editors' files, a ConfigMap's `..data`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::kinds::{Parsed, PodStatus};
+use super::last_good::LastGood;
 use super::manifest::{self, Located};
 use super::{Event, Object, ObjectKey, PROBLEMS_SHOWN_MAX, Problem, Report, Sink, Source};
 
@@ -31,18 +33,23 @@ const DIRECTORIES_MAX: usize = 10_000;
 
 pub struct Directory {
     roots: Vec<PathBuf>,
+    state_directory: PathBuf,
 }
 
 impl Directory {
-    pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots }
+    pub fn new(roots: Vec<PathBuf>, state_directory: PathBuf) -> Self {
+        Self { roots, state_directory }
+    }
+
+    fn scanner(&self) -> Scanner {
+        Scanner::new(self.roots.clone()).keeping(&self.state_directory)
     }
 }
 
 impl Source for Directory {
     async fn run(self, sink: Sink, stop: CancellationToken) {
         let (changed, mut changes) = mpsc::channel(1);
-        let mut state = Scanner::new(self.roots.clone());
+        let mut state = self.scanner();
         let mut watcher = None;
         let mut whole = true;
         loop {
@@ -58,7 +65,7 @@ impl Source for Directory {
                 Ok(done) => done,
                 Err(error) => {
                     tracing::error!(%error, "reading the manifests panicked; starting over");
-                    (Scanner::new(self.roots.clone()), Vec::new())
+                    (self.scanner(), Vec::new())
                 }
             };
             state = back;
@@ -68,6 +75,9 @@ impl Source for Directory {
                 if differs {
                     next.errors.iter().for_each(|e| tracing::error!("{e}"));
                     next.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+                    if state.waits() {
+                        tracing::error!("nodes are not served until this is mended");
+                    }
                     *report = Arc::new(next);
                 }
                 differs
@@ -124,9 +134,12 @@ struct Stamp {
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
-    text: Arc<str>,
-    /// The last good content.
-    good: Vec<Located>,
+    /// None: it could not be read.
+    text: Option<Arc<str>>,
+    /// The last good content. None: there never was any.
+    good: Option<Vec<Located>>,
+    /// The last good text has its place for the next start.
+    kept: bool,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
 }
@@ -140,16 +153,19 @@ pub fn read_once(roots: Vec<PathBuf>) -> Result<Vec<(PathBuf, Arc<str>)>, Vec<Pr
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(scanner.files.into_iter().map(|(path, file)| (path, file.text)).collect())
+    Ok(scanner.files.into_iter().filter_map(|(path, file)| Some((path, file.text?))).collect())
 }
 
 /// The files as last read and the objects as last sent. No watching, no waiting.
 pub struct Scanner {
     roots: Vec<PathBuf>,
     files: BTreeMap<PathBuf, File>,
+    /// None: nothing yet, and nothing will be before everything is known.
     sent: Option<BTreeMap<ObjectKey, (Object, PathBuf)>>,
+    last_good: Option<LastGood>,
     directory_errors: Vec<Problem>,
     duplicates: Vec<Problem>,
+    not_kept: Vec<Problem>,
 }
 
 impl Scanner {
@@ -158,9 +174,24 @@ impl Scanner {
             roots,
             files: BTreeMap::new(),
             sent: None,
+            last_good: None,
             directory_errors: Vec::new(),
             duplicates: Vec::new(),
+            not_kept: Vec::new(),
         }
+    }
+
+    /// Keeps the last good texts there, and starts with them.
+    #[must_use]
+    pub fn keeping(mut self, state_directory: &Path) -> Self {
+        self.last_good = Some(LastGood::new(state_directory, FILE_BYTES_MAX));
+        self
+    }
+
+    /// Something is not known, and was not before the start either: served without it, nodes would take it for removed, and be open
+    /// where a policy was.
+    pub fn waits(&self) -> bool {
+        self.sent.is_none()
     }
 
     /// Reads what changed (`whole`: everything) and says what that changes.
@@ -176,7 +207,11 @@ impl Scanner {
         }
         // Files of a directory that cannot be listed are not gone for certain: their last good objects stay.
         self.files.retain(|path, _| {
-            found.contains_key(path) || unreadable.iter().any(|root| path.starts_with(root))
+            let stays = found.contains_key(path) || unreadable.iter().any(|root| path.starts_with(root));
+            if let Some(last_good) = self.last_good.as_ref().filter(|_| !stays) {
+                last_good.forget(path);
+            }
+            stays
         });
         for (path, stamp) in found {
             let file = self.files.entry(path.clone()).or_default();
@@ -184,13 +219,47 @@ impl Scanner {
                 file.read(&path, stamp);
             }
         }
+        if let Some(last_good) = self.last_good.as_ref().filter(|_| self.sent.is_none()) {
+            let broken = self.files.iter_mut().filter(|(_, file)| file.good.is_none());
+            broken.for_each(|(path, file)| file.restore(path, last_good));
+        }
         let merged = self.merge();
         let events = match &self.sent {
-            None => vec![Event::Reset(merged.values().map(|(object, _)| object.clone()).collect())],
+            None if self.is_incomplete() => return Vec::new(),
+            None => {
+                if let Some(last_good) = &self.last_good {
+                    last_good.forget_others(self.files.keys());
+                }
+                vec![Event::Reset(merged.values().map(|(object, _)| object.clone()).collect())]
+            }
             Some(sent) => difference(sent, &merged),
         };
         self.sent = Some(merged);
+        self.keep();
         events
+    }
+
+    /// Of an object in two files nobody knows any more which had it first.
+    fn is_incomplete(&self) -> bool {
+        let known = self.files.values().all(|file| file.good.is_some());
+        !(known && self.directory_errors.is_empty() && self.duplicates.is_empty())
+    }
+
+    /// Before what is good is used, so that no end of the process comes between.
+    fn keep(&mut self) {
+        self.not_kept.clear();
+        let Some(last_good) = &self.last_good else { return };
+        for (path, file) in self.files.iter_mut().filter(|(_, file)| !file.kept && file.errors.is_empty()) {
+            let Some(text) = &file.text else { continue };
+            match last_good.keep(path, text) {
+                Ok(()) => file.kept = true,
+                Err(error) => self.not_kept.push(Problem {
+                    file: path.display().to_string(),
+                    line: 1,
+                    message: format!("cannot be kept in the state directory for the next start: {error}"),
+                }),
+            }
+        }
     }
 
     /// All files' objects, one of each name; the file that had a name first keeps it.
@@ -199,7 +268,7 @@ impl Scanner {
         let mut statuses: HashMap<_, &PodStatus> = HashMap::new();
         self.duplicates.clear();
         for (path, file) in &self.files {
-            for located in &file.good {
+            for located in file.good.iter().flatten() {
                 let object = match &located.parsed {
                     Parsed::Object(object) => object,
                     Parsed::PodStatus(status) => {
@@ -244,9 +313,9 @@ impl Scanner {
                 .cloned()
                 .collect(),
             warnings: self
-                .files
-                .values()
-                .flat_map(|file| &file.warnings)
+                .not_kept
+                .iter()
+                .chain(self.files.values().flat_map(|file| &file.warnings))
                 .take(PROBLEMS_SHOWN_MAX)
                 .cloned()
                 .collect(),
@@ -260,14 +329,14 @@ impl File {
         let problem = |message: String| vec![Problem { file: name.clone(), line: 1, message }];
         if stamp.bytes > FILE_BYTES_MAX {
             self.errors = problem(format!("is larger than {FILE_BYTES_MAX} bytes"));
-            self.stamp = Some(stamp);
+            (self.text, self.stamp) = (None, Some(stamp));
             return;
         }
         let text = match std::fs::read(path).map(String::from_utf8) {
             Ok(Ok(text)) => text,
             Ok(Err(_)) => {
                 self.errors = problem("is not UTF-8".to_owned());
-                self.stamp = Some(stamp);
+                (self.text, self.stamp) = (None, Some(stamp));
                 return;
             }
             Err(error) => {
@@ -277,20 +346,35 @@ impl File {
                 return;
             }
         };
-        if self.stamp.is_some() && *self.text == *text {
+        if self.stamp.is_some() && self.text.as_deref() == Some(&*text) {
             self.stamp = Some(stamp);
             return;
         }
         match manifest::parse(&name, &text) {
             Ok(manifest) => {
-                self.good = manifest.objects;
+                self.good = Some(manifest.objects);
+                self.kept = false;
                 self.warnings = manifest.warnings;
                 self.errors.clear();
             }
             Err(errors) => self.errors = errors,
         }
-        self.text = text.into();
+        self.text = Some(text.into());
         self.stamp = Some(stamp);
+    }
+
+    /// Takes up the content that was good before the start.
+    fn restore(&mut self, path: &Path, last_good: &LastGood) {
+        let name = path.display().to_string();
+        let Some(kept) = last_good.load(path) else { return };
+        let Ok(manifest) = manifest::parse(&name, &kept.text) else { return };
+        self.good = Some(manifest.objects);
+        let line = self.errors.first().map_or(1, |error| error.line);
+        let message = format!(
+            "its last good content stays in use: {} min old at the start of weft-control",
+            kept.age.as_secs() / 60
+        );
+        self.warnings = vec![Problem { file: name, line, message }];
     }
 }
 

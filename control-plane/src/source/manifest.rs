@@ -1,6 +1,6 @@
 //! One manifest file: documents, kinds, and what is wrong with them, with line numbers. Pure: text in, objects out.
 //!
-//! A document that cannot be used makes the whole file unusable, so that a half-saved file changes nothing.
+//! A document that cannot be used makes the whole file unusable, and so does having none, so that a half-saved file changes nothing.
 
 use std::borrow::Cow;
 
@@ -64,15 +64,15 @@ impl<'a> Document<'a> {
         Self { text: Cow::Borrowed(""), line: 0, json: true, live: Some(object) }
     }
 
+    /// Nothing but white space and comments.
+    fn is_empty(&self) -> bool {
+        let empty = |line: &str| line.is_empty() || line.starts_with('#');
+        self.text.lines().map(str::trim_start).all(empty)
+    }
+
     /// Whether a kubelet reports this object's state.
     pub(super) fn is_live(&self) -> bool {
         self.live.is_some()
-    }
-
-    /// Nothing but white space and comments.
-    fn is_empty(&self) -> bool {
-        let empty = |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#');
-        self.text.lines().all(empty)
     }
 
     /// Deserializes the document; a field that the type does not know is handed to `unknown` with its path and line.
@@ -131,6 +131,10 @@ pub fn parse(file: &str, text: &str) -> Result<Manifest, Vec<Problem>> {
     let mut reading = Reading { file, manifest: Manifest::default(), errors: Vec::new() };
     if documents.len() > DOCUMENTS_MAX {
         return Err(vec![reading.problem(1, format!("more than {DOCUMENTS_MAX} documents"))]);
+    }
+    if documents.iter().all(Document::is_empty) {
+        let message = "is empty: delete the file to remove its objects";
+        return Err(vec![reading.problem(1, message.to_owned())]);
     }
     for document in documents {
         if let Err(refused) = reading.document(&document, false) {

@@ -5,6 +5,7 @@
 pub mod directory;
 pub mod kinds;
 pub mod kubernetes;
+mod last_good;
 mod list;
 pub mod locate;
 pub mod manifest;

@@ -13,6 +13,11 @@ fn namespace(name: &str) -> String {
     NAMESPACE.replace("shop", name)
 }
 
+/// Its state directory is within the directory of the manifests.
+fn scanner(directory: &Path) -> Scanner {
+    Scanner::new(vec![directory.to_owned()]).keeping(&directory.join("state"))
+}
+
 fn keys(events: &[Event]) -> Vec<String> {
     let mut keys: Vec<String> = events
         .iter()
@@ -31,7 +36,7 @@ fn a_change_is_told_as_a_difference() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::write(path("a.yaml"), namespace("a") + "---\n" + &namespace("b")).unwrap();
-    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    let mut scanner = scanner(directory.path());
     assert_eq!(keys(&scanner.scan(true)), ["=Namespace a", "=Namespace b"]);
     assert!(scanner.scan(true).is_empty());
     fs::create_dir(path("deep")).unwrap();
@@ -51,7 +56,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_names_the_line() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("a.yaml");
     fs::write(&file, namespace("a")).unwrap();
-    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    let mut scanner = scanner(directory.path());
     scanner.scan(true);
     fs::write(&file, namespace("a") + "---\nkind: [\nx: y\n").unwrap();
     fs::write(directory.path().join("b.yaml"), namespace("b")).unwrap();
@@ -66,10 +71,88 @@ fn a_broken_file_keeps_its_last_good_objects_and_names_the_line() {
 }
 
 #[test]
+fn a_restart_while_a_file_is_broken_keeps_its_last_good_objects() {
+    for broken in ["kind: [\n", "", "# half saved\n---\n \n", "\u{0}"] {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = (directory.path().join("a.yaml"), directory.path().join("b.yaml"));
+        fs::write(&a, namespace("a")).unwrap();
+        fs::write(&b, namespace("b")).unwrap();
+        scanner(directory.path()).scan(true);
+        fs::write(&a, broken).unwrap();
+        let mut restarted = scanner(directory.path());
+        assert_eq!(keys(&restarted.scan(true)), ["=Namespace a", "=Namespace b"], "{broken:?}");
+        let report = restarted.report();
+        assert_eq!((report.files, report.errors.len(), report.warnings.len()), (2, 1, 1), "{report:?}");
+        assert!(report.warnings[0].to_string().contains("its last good content"), "{report:?}");
+        // Also where it is a restart's second, and until the file is mended or deleted.
+        assert_eq!(keys(&scanner(directory.path()).scan(true)).len(), 2);
+        fs::remove_file(&a).unwrap();
+        assert_eq!(keys(&restarted.scan(true)), ["-Namespace a"]);
+        fs::write(&a, broken).unwrap();
+        assert!(scanner(directory.path()).scan(true).is_empty());
+    }
+}
+
+#[test]
+fn a_start_waits_for_what_was_never_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("a.yaml"), namespace("a")).unwrap();
+    fs::write(path("b.yaml"), namespace("b") + "---\nkind: [\n").unwrap();
+    let mut scanner = scanner(directory.path());
+    assert!(scanner.scan(true).is_empty() && scanner.waits());
+    assert!(scanner.report().errors[0].file.ends_with("b.yaml"));
+    // Nor does it choose between two files.
+    fs::write(path("b.yaml"), namespace("a")).unwrap();
+    assert!(scanner.scan(false).is_empty() && scanner.waits());
+    fs::write(path("b.yaml"), namespace("b")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["=Namespace a", "=Namespace b"]);
+    assert!(!scanner.waits() && scanner.report().errors.is_empty());
+    // From now on a file that is broken from the beginning holds nothing up.
+    fs::write(path("c.yaml"), "").unwrap();
+    fs::write(path("b.yaml"), namespace("d")).unwrap();
+    assert_eq!(keys(&scanner.scan(false)), ["+Namespace d", "-Namespace b"]);
+    assert!(scanner.report().errors[0].message.contains("is empty"));
+}
+
+#[test]
+fn what_was_deleted_or_changed_meanwhile_is_not_brought_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    for name in ["a", "b"] {
+        fs::write(path(&format!("{name}.yaml")), namespace(name)).unwrap();
+    }
+    scanner(directory.path()).scan(true);
+    fs::remove_file(path("a.yaml")).unwrap();
+    fs::write(path("b.yaml"), namespace("c")).unwrap();
+    assert_eq!(keys(&scanner(directory.path()).scan(true)), ["=Namespace c"]);
+    fs::write(path("a.yaml"), "").unwrap();
+    assert!(scanner(directory.path()).scan(true).is_empty());
+    fs::remove_file(path("a.yaml")).unwrap();
+    fs::write(path("b.yaml"), "").unwrap();
+    assert_eq!(keys(&scanner(directory.path()).scan(true)), ["=Namespace c"]);
+}
+
+#[test]
+fn a_file_that_is_as_it_was_is_good_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, namespace("a")).unwrap();
+    let mut scanner = scanner(directory.path());
+    scanner.scan(true);
+    for broken in [b"\xff".as_slice(), b""] {
+        fs::write(&file, broken).unwrap();
+        assert!(scanner.scan(true).is_empty() && scanner.report().errors.len() == 1);
+        fs::write(&file, namespace("a")).unwrap();
+        assert!(scanner.scan(true).is_empty() && scanner.report().errors.is_empty());
+    }
+}
+
+#[test]
 fn a_name_in_two_files_is_an_error_that_names_both() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("b.yaml"), namespace("a")).unwrap();
-    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    let mut scanner = scanner(directory.path());
     scanner.scan(true);
     fs::write(directory.path().join("a.yaml"), namespace("a").replace("enabled", "disabled")).unwrap();
     // The file that had it first keeps it.
@@ -89,7 +172,7 @@ fn a_configmap_s_swapped_links_are_read_anew() {
     }
     link("..v1", "..data");
     link("..data/mesh.yaml", "mesh.yaml");
-    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    let mut scanner = scanner(directory.path());
     assert_eq!(keys(&scanner.scan(true)), ["=Namespace a"]);
     link("..v2", "..next");
     fs::rename(path("..next"), path("..data")).unwrap();
@@ -100,7 +183,7 @@ fn a_configmap_s_swapped_links_are_read_anew() {
 fn links_in_a_circle_end_and_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), namespace("a")).unwrap();
-    let mut scanner = Scanner::new(vec![directory.path().to_owned()]);
+    let mut scanner = scanner(directory.path());
     assert_eq!(keys(&scanner.scan(true)), ["=Namespace a"]);
     for name in ["x", "y"] {
         std::os::unix::fs::symlink(directory.path(), directory.path().join(name)).unwrap();
@@ -168,7 +251,7 @@ fn a_pod_takes_its_addresses_from_the_status_of_the_same_name() {
     let status = r#"{"apiVersion":"weft.dev/v1alpha1","kind":"PodStatus","metadata":{"namespace":"shop","name":"a"},
         "spec":{"uid":"u-1","nodeName":"n2","podIPs":["10.0.0.1"],"ready":true}}"#;
     fs::write(directory.path().join("status.yaml"), status).unwrap();
-    let events = Scanner::new(vec![directory.path().to_owned()]).scan(true);
+    let events = scanner(directory.path()).scan(true);
     let [Event::Reset(objects)] = events.as_slice() else { panic!("{events:?}") };
     let [Object::Pod(pod)] = objects.as_slice() else { panic!("{objects:?}") };
     assert_eq!((pod.uid.as_str(), pod.node.as_deref(), pod.ips.len()), ("u-1", Some("n2"), 1));

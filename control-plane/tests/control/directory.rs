@@ -27,3 +27,38 @@ async fn a_configmaps_swapped_link_is_seen_by_inotify() {
     until(&world, dump, |dump| dump.contains("weight: 2")).await;
     assert!(swapped.elapsed() < AT_ONCE, "{:?}", swapped.elapsed());
 }
+
+#[tokio::test]
+async fn a_restart_while_a_manifest_is_broken_takes_nothing_from_the_nodes() {
+    let World { directory, running } = World::start().await;
+    let mut world = World { directory, running };
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    let first = node.delta().await.unwrap();
+    node.ack(&first).await;
+    let known = node.known.clone();
+    world.write("mesh.yaml", "apiVersion: v1\nkind: [\n");
+    world.running.stop().await;
+    world.running = weft_control::start(settings(world.directory.path())).await.unwrap();
+    until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    // The token is of the broken file too.
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, known).await.unwrap();
+    let again = node.delta().await.unwrap();
+    assert_eq!((again.upserts.len(), again.removals.len()), (0, 0), "{again:?}");
+    assert!(world.admin("/status").await.contains("its last good content stays in use"));
+}
+
+#[tokio::test]
+async fn a_manifest_that_was_never_good_keeps_weft_control_from_serving_until_it_is_mended() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifests = directory.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    std::fs::write(manifests.join("mesh.yaml"), MESH).unwrap();
+    std::fs::write(manifests.join("deny.yaml"), "").unwrap();
+    let world = World { running: weft_control::start(settings(directory.path())).await.unwrap(), directory };
+    let answer = until(&world, "/readyz", |answer| answer.contains("deny.yaml:1: is empty")).await;
+    assert!(answer.contains("503") && world.admin("/status").await.contains("\"ready\": false"), "{answer}");
+    std::fs::remove_file(manifests.join("deny.yaml")).unwrap();
+    until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    assert!(names(&node.delta().await.unwrap()).contains(&"mesh"));
+}
