@@ -184,12 +184,12 @@ impl State<'_> {
         };
         match message.message {
             Some(Message::Nack(nack)) => self.nacked(outstanding, nack),
-            _ => self.acked(outstanding),
+            _ => self.acked(&outstanding),
         }
         Ok(())
     }
 
-    fn acked(&mut self, outstanding: Outstanding) {
+    fn acked(&mut self, outstanding: &Outstanding) {
         let counted: Vec<_> = {
             let index = self.world.index.read();
             let outcome = outstanding.difference.outcome();

@@ -168,7 +168,8 @@ fn a_static_pod_has_the_uid_of_its_kubelet_and_is_named_in_slices_by_its_mirrors
         |metadata| metadata["ownerReferences"] = json!([]),
         |metadata| metadata["annotations"]["kubernetes.io/config.mirror"] = json!("x"),
         |metadata| {
-            metadata["annotations"] = json!({"kubernetes.io/config.hash": "0a1b2c3d111122223333444455556666"})
+            metadata["annotations"] =
+                json!({"kubernetes.io/config.hash": "0a1b2c3d111122223333444455556666"});
         },
         |metadata| {
             let uid = "99999999-2222-3333-4444-555555555555";
