@@ -4,6 +4,7 @@ pub mod admin;
 mod api_server;
 pub mod authority;
 mod caller;
+mod handshakes;
 pub mod index;
 mod line_quota;
 mod listener;

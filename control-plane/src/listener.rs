@@ -12,7 +12,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use weft_proto::v1::certificates_server::CertificatesServer;
 
 use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
 use crate::caller::Caller;
+use crate::handshakes::Handshakes;
 use crate::places::{Counted, Places};
 use crate::push::{DiscoveryServer, DiscoveryService};
 use crate::world::World;
@@ -29,8 +30,6 @@ use crate::world::World;
 /// After a renewal of the listener's certificate that failed.
 pub(crate) const RENEWAL_RETRY: Duration = Duration::from_secs(300);
 const HANDSHAKE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Handshakes at the same time: a restart brings every node at once.
-const HANDSHAKES_MAX: usize = 256;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Streams of one connection: a node has one subscription, and as many requests to sign as pods that start.
@@ -126,10 +125,9 @@ async fn accept(
     ready: mpsc::Sender<std::io::Result<Counted<TlsStream<TcpStream>>>>,
     stop: CancellationToken,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let handshakes = Arc::new(Handshakes::default());
     let places = Arc::new(Places::default());
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -142,11 +140,19 @@ async fn accept(
             tracing::debug!(%peer, "too many connections, in all or from this address");
             continue;
         };
+        let Some(handshake) = handshakes.begin(peer.ip()) else {
+            tracing::debug!(%peer, "too many handshakes from this address");
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let (acceptor, ready, world) = (acceptor.clone(), ready.clone(), world.clone());
         tokio::spawn(async move {
-            let _permit = permit;
-            match tokio::time::timeout(HANDSHAKE_WAIT_MAX, acceptor.accept(stream)).await {
+            let shaken = tokio::select! {
+                shaken = tokio::time::timeout(HANDSHAKE_WAIT_MAX, acceptor.accept(stream)) => shaken,
+                () = handshake.displaced.cancelled() => return,
+            };
+            drop(handshake);
+            match shaken {
                 Ok(Ok(io)) => {
                     let shown = io.get_ref().1.peer_certificates();
                     if let Some(caller) = Caller::new(peer, shown, &world.authority) {

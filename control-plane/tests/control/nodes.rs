@@ -209,3 +209,28 @@ async fn presented(world: &World) -> Vec<u8> {
     let tls = connector.connect("weft-control".try_into().unwrap(), tcp).await.unwrap();
     tls.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }
+
+/// Less than the time that a handshake may take.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn connections_that_say_nothing_do_not_delay_a_node() {
+    let world = World::start().await;
+    until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    let mut idle = Vec::new();
+    for source in 2..=7 {
+        for _ in 0..64 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, source], 0).into()).unwrap();
+            idle.push(socket.connect(world.running.grpc_address).await.unwrap());
+        }
+    }
+    let began = std::time::Instant::now();
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
+    assert!(names(&node.delta().await.unwrap()).contains(&"mesh"));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    // What is beyond the share of an address is closed at once.
+    let last = idle.last_mut().unwrap();
+    let closed = tokio::io::AsyncReadExt::read(last, &mut [0; 1]);
+    assert!(!matches!(tokio::time::timeout(AT_ONCE, closed).await.unwrap(), Ok(1..)));
+}
