@@ -53,7 +53,8 @@ pub struct Settings {
     #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
 
-    /// Directory for the authority's key and the published root.pem; made if missing; needed with --manifests
+    /// Directory for the authority's key, the published root.pem and the last good text of each manifest; made if missing; needed with
+    /// --manifests
     #[arg(long, env = "WEFT_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
 

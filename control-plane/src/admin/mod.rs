@@ -4,6 +4,7 @@
 //! Reads, never changes. No join token and no key is in any answer.
 
 pub mod ask;
+mod dump;
 mod metrics;
 
 use std::convert::Infallible;
@@ -24,9 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use weft_proto::convert;
 
-use crate::index::Sent;
 use crate::settings::AdminAddress;
 use crate::world::World;
 
@@ -154,7 +153,13 @@ fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full
                 .query()
                 .and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("node=")));
             match node {
-                Some(node) => json(config_dump(world, node)),
+                Some(node) => match dump::render(world, node) {
+                    Some(dump) => json(dump),
+                    None => text(
+                        StatusCode::NOT_FOUND,
+                        "no such node: no pod, Node, join token or connection names it\n",
+                    ),
+                },
                 None => text(StatusCode::BAD_REQUEST, "say which: /config_dump?node=<node>\n"),
             }
         }
@@ -204,21 +209,6 @@ fn status(world: &World) -> serde_json::Value {
         "source": &*report,
         "routes": routes,
     })
-}
-
-fn config_dump(world: &World, node: &str) -> serde_json::Value {
-    let index = world.index.read();
-    let shown = |sent: &Arc<Sent>| {
-        let key = &sent.key;
-        serde_json::json!({
-            "key": convert::resource_key_to_wire(key).name,
-            "kind": format!("{key:?}").split(['(', ' ', '{']).next(),
-            "version": format!("{:016x}", sent.version),
-            "content": format!("{:?}", sent.resource().body),
-        })
-    };
-    let resources: Vec<_> = index.all(node).into_iter().map(shown).collect();
-    serde_json::json!({ "node": node, "revision": index.revision().0, "resources": resources })
 }
 
 #[cfg(test)]

@@ -310,6 +310,13 @@ impl Index {
         }
     }
 
+    /// Whether any object speaks of this node.
+    pub fn names_node(&self, node: &str) -> bool {
+        self.objects.nodes.contains_key(node)
+            || self.workloads.values().any(|workload| *workload.node == *node)
+            || self.objects.tokens.values().any(|token| *token.node == *node)
+    }
+
     /// Every resource that a node should hold.
     pub fn all(&self, node: &str) -> Vec<&Arc<Sent>> {
         let mut all: Vec<&Arc<Sent>> = self.mesh.iter().collect();

@@ -19,12 +19,12 @@ async fn a_configmaps_swapped_link_is_seen_by_inotify() {
     link("..v1", "..data");
     link("..data/route.yaml", "route.yaml");
     let dump = "/config_dump?node=node-1";
-    until(&world, dump, |dump| dump.contains("weight: 1")).await;
+    until(&world, dump, |dump| dump.contains("\"weight\": 1")).await;
     // As the kubelet does it: the link to the directory is replaced, and no file of the mount is touched.
     link("..v2", "..next");
     let swapped = Instant::now();
     std::fs::rename(manifests.join("..next"), manifests.join("..data")).unwrap();
-    until(&world, dump, |dump| dump.contains("weight: 2")).await;
+    until(&world, dump, |dump| dump.contains("\"weight\": 2")).await;
     assert!(swapped.elapsed() < AT_ONCE, "{:?}", swapped.elapsed());
 }
 

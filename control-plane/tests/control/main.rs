@@ -286,7 +286,7 @@ async fn a_node_is_brought_in_sync_and_kept_there() {
     let known = node.known.clone();
     drop(node);
     world.write("route.yaml", &route(7));
-    until(&world, "/config_dump?node=node-1", |dump| dump.contains("weight: 7")).await;
+    until(&world, "/config_dump?node=node-1", |dump| dump.contains("\"weight\": 7")).await;
     let mut node = Node::connect(&world, "node-1", TOKEN_1, known).await.unwrap();
     let again = node.delta().await.unwrap();
     assert_eq!(names(&again), ["shop/split"]);
@@ -297,6 +297,23 @@ async fn a_node_is_brought_in_sync_and_kept_there() {
     node.ack(&gone).await;
     until(&world, "/status", |status| status.contains("\"in_sync\": true")).await;
     world.running.stop().await;
+}
+
+#[tokio::test]
+async fn a_dump_is_json_with_names_and_no_node_is_made_up() {
+    let world = World::start().await;
+    world.write("route.yaml", &route(3));
+    let dump = until(&world, "/config_dump?node=node-1", |dump| dump.contains("shop/split")).await;
+    let dump: serde_json::Value = serde_json::from_str(dump.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let resources = dump["resources"].as_array().unwrap();
+    let content = |kind: &str, key: &str| {
+        &resources.iter().find(|r| r["kind"] == kind && r["key"] == key).unwrap()["content"]
+    };
+    assert_eq!(content("Workload", "uid-frontend")["ips"], serde_json::json!(["10.0.1.1"]));
+    assert_eq!(content("Endpoint", "shop/backend/10.0.2.1")["ports"]["80"], 8080);
+    assert_eq!(content("HTTPRoute", "shop/split")["rules"][0]["backends"][0]["weight"], 3);
+    assert_eq!(content("Mesh", "mesh")["enrolled_namespaces"], serde_json::json!(["shop"]));
+    assert!(world.admin("/config_dump?node=node-9").await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]
@@ -347,7 +364,7 @@ async fn a_certificate_is_for_a_live_enrolled_pod_of_the_callers_node() {
     let foreign = CertificateParams::default().serialize_request(&foreign).unwrap().der().to_vec();
     assert_eq!(code(world.sign(TOKEN_1, "uid-frontend", foreign).await), Code::InvalidArgument);
     world.write("mesh.yaml", &MESH.replace("weft.dev/mesh: enabled", "weft.dev/mesh: disabled"));
-    until(&world, "/config_dump?node=node-1", |dump| dump.contains("enrolled: false")).await;
+    until(&world, "/config_dump?node=node-1", |dump| dump.contains("\"enrolled\": false")).await;
     assert_eq!(code(world.sign(TOKEN_1, "uid-frontend", request()).await), Code::PermissionDenied);
     let metrics = world.admin("/metrics").await;
     assert!(metrics.contains("weft_control_certificates_signed_total 1"), "{metrics}");
@@ -367,4 +384,22 @@ async fn broken_yaml_is_reported_by_place_and_the_last_good_state_stays() {
     assert!(!status.contains("\"errors\": []"), "{status}");
     assert!(world.admin("/config_dump?node=node-1").await.contains("shop/split"));
     assert!(world.admin("/metrics").await.contains("weft_control_source_errors 1"));
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_watches_has_no_colours() {
+    use tokio::io::AsyncBufReadExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("manifests")).unwrap();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_weft-control"))
+        .args([format!("--manifests={}", at("manifests")), format!("--state-dir={}", at("state"))])
+        .args(["--listen=127.0.0.1:0".to_owned(), format!("--admin=unix:{}", at("admin.sock"))])
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = tokio::time::timeout(WAIT_MAX, lines.next_line()).await.unwrap().unwrap().unwrap();
+    assert!(line.contains("INFO") && !line.contains('\u{1b}'), "{line:?}");
 }
