@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::{Value, json};
 use weft_proto::convert;
+use weft_proto::identity::PodUid;
 use weft_proto::model::{
     AuthorizationPolicy, Backend, Endpoint, HeaderModifier, HttpFilter, HttpMatch, HttpRoute, HttpRule, Mesh,
     PathMatch, PathModifier, PolicyOperation, PolicyRule, PolicySource, Resource, Service, TextMatch,
@@ -113,7 +114,7 @@ fn of_endpoint(endpoint: &Endpoint) -> Value {
     json!({
         "service": endpoint.service.to_string(),
         "ip": endpoint.ip.to_string(),
-        "workload": endpoint.workload.as_ref().map(|uid| uid.as_str()),
+        "workload": endpoint.workload.as_ref().map(PodUid::as_str),
         "ports": ports,
         "ready": endpoint.ready,
         "serving": endpoint.serving,
