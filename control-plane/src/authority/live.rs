@@ -12,8 +12,8 @@ use weft_proto::identity::NamespacedName;
 
 use super::review::kind_of;
 use crate::source::Object;
-use crate::source::kinds::Parsed;
-use crate::source::manifest;
+use crate::source::kinds::{self, Parsed};
+use crate::source::manifest::Document;
 use crate::source::object::Pod;
 
 /// Look-ups of one node in a burst: pods that start at once.
@@ -74,10 +74,9 @@ impl LivePods {
 
 /// By the same reader as pods of the source.
 fn read(pod: &k8s::Pod) -> Option<Arc<Pod>> {
-    let text = serde_json::to_string(pod).ok()?;
-    let manifest = manifest::parse("live.json", &text).ok()?;
-    match manifest.objects.into_iter().next()?.parsed {
-        Parsed::Object(Object::Pod(pod)) => Some(pod),
+    let value = serde_json::to_value(pod).ok()?;
+    match kinds::read(&Document::live(&value), "v1", "Pod", &mut |_, _| {}) {
+        Ok(Some(Parsed::Object(Object::Pod(pod)))) => Some(pod),
         _ => None,
     }
 }
@@ -104,5 +103,8 @@ mod tests {
             {"weft.dev/mesh":"enabled"}},"spec":{"nodeName":"n1","serviceAccountName":"sa","containers":[{"name":"c"}]}}"#;
         let pod = read(&serde_json::from_str(text).unwrap()).unwrap();
         assert_eq!((pod.uid.as_str(), pod.node.as_deref(), &*pod.service_account), ("u-1", Some("n1"), "sa"));
+        // Also where a label is wrong.
+        let pod = read(&serde_json::from_str(&text.replace("enabled", "enabel")).unwrap()).unwrap();
+        assert_eq!(pod.mesh, None);
     }
 }

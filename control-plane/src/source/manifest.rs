@@ -108,6 +108,23 @@ impl<'a> Document<'a> {
     pub fn refuse(&self, path: &str, message: impl Into<String>) -> Refused {
         Refused { line: self.line_of(path), message: message.into() }
     }
+
+    /// A label or annotation is wrong, and `instead` says what counts in its place. A file is refused: its last good text is kept beyond
+    /// a restart. An object of an API server has no earlier version after a restart: a refused Pod would be unknown to its node, which
+    /// leaves it open. There it is a warning, so that the same counts before and after.
+    pub(super) fn wrong_metadata(
+        &self,
+        path: &str,
+        wrong: String,
+        instead: &str,
+        warn: &mut dyn FnMut(usize, String),
+    ) -> Result<(), Refused> {
+        if !self.is_live() {
+            return Err(self.refuse(path, wrong));
+        }
+        warn(self.line_of(path), format!("{wrong}; {instead}"));
+        Ok(())
+    }
 }
 
 /// The error with the path of its field, which only the YAML reader tells.

@@ -12,7 +12,7 @@ use super::super::manifest::{Document, Refused};
 use super::super::object::{
     EndpointSlice, Namespace, Node, Object, PodReference, Service, ServicePort, SliceEndpoint, TargetPort,
 };
-use super::{annotation, id_of, label, read_core};
+use super::{annotation, id_of, label, read_core, shown};
 
 type Warn<'a> = dyn FnMut(usize, String) + 'a;
 
@@ -22,24 +22,25 @@ pub(super) fn namespace(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<
     let id =
         NamespacedName::new(name, name).map_err(|e| document.refuse("metadata", format!("metadata: {e}")))?;
     let mode = label(&read.metadata, "weft.dev/mtls").or_else(|| annotation(&read.metadata, "weft.dev/mtls"));
-    let inbound_mode = mode
-        .map(|text| {
-            inbound_mode(text).ok_or_else(|| {
-                document.refuse("metadata", format!("weft.dev/mtls: {text:?} is not strict or permissive"))
-            })
-        })
-        .transpose()?;
+    let inbound_mode = match mode.map(|text| inbound_mode(text).ok_or(text)) {
+        None => None,
+        Some(Ok(mode)) => Some(mode),
+        Some(Err(text)) => {
+            let wrong = format!("weft.dev/mtls: {:?} is not strict or permissive", shown(text));
+            document.wrong_metadata("metadata", wrong, "it counts as strict", warn)?;
+            Some(InboundMode::Strict)
+        }
+    };
     let enrolled = match label(&read.metadata, "weft.dev/mesh") {
         None | Some("disabled") => false,
         Some("enabled") => true,
         Some(other) => {
             warn(
                 document.line_of("metadata.labels"),
-                format!(
-                    "label weft.dev/mesh: {other:?} is not enabled or disabled; the namespace is not enrolled"
-                ),
+                format!("label weft.dev/mesh: {other:?} is not enabled or disabled; it counts as enabled"),
             );
-            false
+            // A slip of the pen must not open what was enrolled.
+            true
         }
     };
     Ok(Object::Namespace(Arc::new(Namespace { id, enrolled, inbound_mode })))

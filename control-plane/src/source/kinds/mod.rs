@@ -14,6 +14,8 @@ mod route;
 mod secret;
 pub mod traffic;
 
+use std::str::FromStr;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -122,16 +124,22 @@ fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Comma-separated values.
-fn listed<T: std::str::FromStr>(document: &Document<'_>, name: &str, text: &str) -> Result<Vec<T>, Refused> {
-    text.split(',')
+/// What is shown of a wrong value: an annotation may be 256 KiB.
+const SHOWN_CHARS_MAX: usize = 64;
+
+fn shown(value: &str) -> String {
+    value.chars().take(SHOWN_CHARS_MAX).collect()
+}
+
+/// The comma-separated values of an annotation, `what` each. Err: what is wrong.
+fn listed<T: FromStr>(metadata: &ObjectMeta, name: &str, what: &str) -> Result<Vec<T>, String> {
+    annotation(metadata, name)
+        .unwrap_or_default()
+        .split(',')
         .map(str::trim)
         .filter(|element| !element.is_empty())
         .map(|element| {
-            element.parse().map_err(|_| {
-                document
-                    .refuse("metadata.annotations", format!("annotation {name}: {element:?} is not valid"))
-            })
+            element.parse().map_err(|_| format!("annotation {name}: {:?} is not {what}", shown(element)))
         })
         .collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use weft_proto::model::EXCLUSIONS_MAX;
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
 use super::probes::probe_ports;
-use super::{Envelope, annotation, id_of, label, listed, read_core};
+use super::{Envelope, annotation, id_of, label, listed, read_core, shown};
 
 /// What a kubelet writes into the mirror of a static pod.
 pub(crate) const STATIC_HASH: &str = "kubernetes.io/config.hash";
@@ -120,10 +121,22 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         Some("enabled") => Some(true),
         Some("disabled") => Some(false),
         Some(other) => {
-            return Err(document
-                .refuse("metadata.labels", format!("weft.dev/mesh: {other:?} is not enabled or disabled")));
+            let wrong = format!("label weft.dev/mesh: {other:?} is not enabled or disabled");
+            document.wrong_metadata("metadata.labels", wrong, "the namespace decides", warn)?;
+            None
         }
     };
+    let (excluded_inbound_ports, excluded_outbound_ports) = (
+        excluded_ports(document, metadata, "weft.dev/exclude-inbound-ports", warn)?,
+        excluded_ports(document, metadata, "weft.dev/exclude-outbound-ports", warn)?,
+    );
+    let excluded_outbound_cidrs = exclusions(
+        document,
+        metadata,
+        "weft.dev/exclude-outbound-cidrs",
+        "a CIDR, such as 10.0.0.0/8",
+        warn,
+    )?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
     // No Ready condition: ready in a directory of plain manifests; not yet where a kubelet reports it.
     let ready = conditions.iter().find(|c| c.type_ == "Ready");
@@ -147,30 +160,57 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
         zone: zone.into(),
         named_ports: named_ports(document, &spec)?,
         probe_ports: probe_ports(&spec),
-        excluded_inbound_ports: exclusions(document, metadata, "weft.dev/exclude-inbound-ports")?,
-        excluded_outbound_ports: exclusions(document, metadata, "weft.dev/exclude-outbound-ports")?,
-        excluded_outbound_cidrs: exclusions(document, metadata, "weft.dev/exclude-outbound-cidrs")?,
-        redirect: annotation(metadata, "weft.dev/redirect") != Some("disabled"),
+        excluded_inbound_ports,
+        excluded_outbound_ports,
+        excluded_outbound_cidrs,
+        redirect: redirect(document, metadata, warn),
         labels,
         id,
     })))
 }
 
-/// What an annotation takes out of the mesh. The node has room for so many and no more.
+/// What an annotation takes out of the mesh, all of it or nothing. The node has room for so many and no more.
 fn exclusions<T: FromStr>(
     document: &Document<'_>,
     metadata: &ObjectMeta,
     name: &str,
+    what: &str,
+    warn: &mut dyn FnMut(usize, String),
 ) -> Result<Vec<T>, Refused> {
-    let listed = listed(document, name, annotation(metadata, name).unwrap_or_default())?;
-    if listed.len() > EXCLUSIONS_MAX {
-        let message = format!("annotation {name}: {} entries are more than {EXCLUSIONS_MAX}", listed.len());
-        return Err(document.refuse("metadata.annotations", message));
-    }
-    Ok(listed)
+    let wrong = match listed(metadata, name, what) {
+        Ok(listed) if listed.len() <= EXCLUSIONS_MAX => return Ok(listed),
+        Ok(listed) => format!("annotation {name}: {} entries are more than {EXCLUSIONS_MAX}", listed.len()),
+        Err(wrong) => wrong,
+    };
+    document.wrong_metadata("metadata.annotations", wrong, "it excludes nothing", warn)?;
+    Ok(Vec::new())
 }
 
-/// `status.podIPs`, else `status.podIP`, else the annotation `weft.dev/pod-ips`.
+fn excluded_ports(
+    document: &Document<'_>,
+    metadata: &ObjectMeta,
+    name: &str,
+    warn: &mut dyn FnMut(usize, String),
+) -> Result<Vec<u16>, Refused> {
+    let ports: Vec<NonZeroU16> = exclusions(document, metadata, name, "a port from 1 to 65535", warn)?;
+    Ok(ports.into_iter().map(NonZeroU16::get).collect())
+}
+
+fn redirect(document: &Document<'_>, metadata: &ObjectMeta, warn: &mut dyn FnMut(usize, String)) -> bool {
+    match annotation(metadata, "weft.dev/redirect") {
+        Some("disabled") => false,
+        None | Some("enabled") => true,
+        Some(other) => {
+            let wrong =
+                format!("annotation weft.dev/redirect: {:?} is not enabled or disabled", shown(other));
+            warn(document.line_of("metadata.annotations"), format!("{wrong}; it counts as enabled"));
+            true
+        }
+    }
+}
+
+/// `status.podIPs`, else `status.podIP`, else the annotation `weft.dev/pod-ips`: an address that a pod's author claims counts in a
+/// directory of manifests, never where a kubelet reports the true one.
 fn addresses(
     document: &Document<'_>,
     metadata: &ObjectMeta,
@@ -180,12 +220,9 @@ fn addresses(
     if texts.is_empty() {
         texts.extend(status.pod_ip.clone());
     }
-    if texts.is_empty() {
-        return listed(
-            document,
-            "weft.dev/pod-ips",
-            annotation(metadata, "weft.dev/pod-ips").unwrap_or_default(),
-        );
+    if texts.is_empty() && !document.is_live() {
+        return listed(metadata, "weft.dev/pod-ips", "an IP address")
+            .map_err(|wrong| document.refuse("metadata.annotations", wrong));
     }
     texts
         .iter()

@@ -18,9 +18,6 @@ use crate::source::manifest::Document;
 use crate::source::object::{Kind, Object, ObjectKey};
 use crate::source::subjects::Subject;
 
-/// An address that a pod's author claims counts in a directory of manifests, never where a kubelet reports the true one.
-const CLAIMED_ADDRESSES: &str = "weft.dev/pod-ips";
-
 /// Any object: never refused, so that one that is malformed cannot stop a list.
 #[derive(Debug, Clone)]
 pub(super) struct Raw {
@@ -29,8 +26,7 @@ pub(super) struct Raw {
 }
 
 fn is_needed(annotation: &str) -> bool {
-    annotation.starts_with("weft.dev/") && annotation != CLAIMED_ADDRESSES
-        || matches!(annotation, STATIC_HASH | STATIC_MIRROR)
+    annotation.starts_with("weft.dev/") || matches!(annotation, STATIC_HASH | STATIC_MIRROR)
 }
 
 impl<'de> Deserialize<'de> for Raw {

@@ -146,6 +146,9 @@ fn apply(of_kind: &mut OfKind, subjects: &Subjects, item: Item, changes: &mut Ve
     let held = of_kind.objects.entry(key.clone()).or_default();
     let other = held.uid != uid;
     held.uid = uid;
+    if held.warnings != warnings {
+        warnings.iter().for_each(|warning| tracing::warn!(object = %key, "{warning}"));
+    }
     held.warnings = warnings;
     if outcome.is_err() || !held.warnings.is_empty() {
         of_kind.remarkable.insert(key.clone());

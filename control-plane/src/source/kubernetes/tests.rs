@@ -1,6 +1,7 @@
 //! What the merge of the watches promises: one first state, last good stays, nothing of another object's.
 
 use serde_json::json;
+use weft_proto::model::InboundMode;
 
 use super::super::raw::{Raw, reduce};
 use super::*;
@@ -194,4 +195,95 @@ fn a_pod_is_what_its_kubelet_says_and_no_more() {
     let Ok(Some(Object::Pod(pod))) = item.outcome else { panic!("{:?}", item.outcome) };
     assert!(pod.ips.is_empty(), "an address that a pod's author claims");
     assert!(!pod.ready && item.warnings.is_empty());
+}
+
+/// What the index holds of an object that was good and then is as given, and what it holds where weft-control starts with it.
+fn live_and_after_a_restart(kind: Kind, good: Item, then: &Item) -> [Option<Object>; 2] {
+    let held = |state: &State| state.kinds[at(kind)].objects[&then.key].good.clone();
+    let mut live = complete();
+    take(&mut live, kind, Told::Applied(Box::new(good)));
+    take(&mut live, kind, Told::Applied(Box::new(then.clone())));
+    let mut restarted = State::new(Arc::default());
+    take(&mut restarted, kind, Told::Listed(vec![then.clone()]));
+    [held(&live), held(&restarted)]
+}
+
+#[test]
+fn nothing_in_a_pods_labels_and_annotations_takes_it_out_of_the_configuration() {
+    let pod = |field: &str, key: &str, value: &str| {
+        let metadata = json!({"name": "a", "namespace": "shop", "uid": "u", field: {key: value}});
+        item(
+            Kind::Pod,
+            json!({"metadata": metadata, "spec": {"nodeName": "n1", "containers": [{"name": "c"}]}}),
+        )
+    };
+    let ports = (1..=33).map(|port| port.to_string()).collect::<Vec<_>>().join(",");
+    let cidrs = (1..=33).map(|n| format!("10.{n}.0.0/16")).collect::<Vec<_>>().join(",");
+    let endless = "x".repeat(200_000);
+    for (field, key, good, wrong, allowed) in [
+        ("labels", "weft.dev/mesh", "enabled", "enabel", "enabled or disabled"),
+        ("labels", "weft.dev/mesh", "disabled", "", "enabled or disabled"),
+        ("annotations", "weft.dev/exclude-inbound-ports", "80", "80,http", "a port from 1 to 65535"),
+        ("annotations", "weft.dev/exclude-inbound-ports", "80", "0", "a port from 1 to 65535"),
+        ("annotations", "weft.dev/exclude-inbound-ports", "80", &ports, "more than 32"),
+        ("annotations", "weft.dev/exclude-outbound-ports", "80", "65536", "a port from 1 to 65535"),
+        ("annotations", "weft.dev/exclude-outbound-ports", "80", &ports, "more than 32"),
+        ("annotations", "weft.dev/exclude-outbound-cidrs", "10.0.0.0/8", "10.0.0.0/33", "a CIDR"),
+        ("annotations", "weft.dev/exclude-outbound-cidrs", "10.0.0.0/8", &cidrs, "more than 32"),
+        ("annotations", "weft.dev/exclude-outbound-cidrs", "10.0.0.0/8", &endless, "a CIDR"),
+        ("annotations", "weft.dev/redirect", "disabled", "disable", "enabled or disabled"),
+    ] {
+        let odd = pod(field, key, wrong);
+        let [live, restarted] = live_and_after_a_restart(Kind::Pod, pod(field, key, good), &odd);
+        assert_eq!(live, restarted, "{key}: {wrong:.20}");
+        let Some(Object::Pod(held)) = live else { panic!("{key}: {wrong:.20}: no pod") };
+        assert_eq!((held.mesh, held.redirect), (None, true), "{key}: {wrong:.20}");
+        let excluded = held.excluded_inbound_ports.len() + held.excluded_outbound_ports.len();
+        assert_eq!(excluded + held.excluded_outbound_cidrs.len(), 0, "{key}: {wrong:.20}");
+        let mut state = complete();
+        take(&mut state, Kind::Pod, Told::Applied(Box::new(odd)));
+        let report = state.report();
+        assert_eq!((report.errors.len(), report.warnings.len()), (0, 1), "{report:?}");
+        let told = report.warnings[0].to_string();
+        assert!(told.starts_with("Pod shop/a: ") && told.contains(key) && told.contains(allowed), "{told}");
+        assert!(told.len() < 400, "{} bytes of warning", told.len());
+    }
+}
+
+#[test]
+fn nothing_in_a_namespaces_labels_and_annotations_opens_its_pods() {
+    let namespace = |labels: serde_json::Value, annotations: serde_json::Value| {
+        let metadata = json!({"name": "shop", "uid": "u", "labels": labels, "annotations": annotations});
+        item(Kind::Namespace, json!({ "metadata": metadata }))
+    };
+    let enrolled = || namespace(json!({"weft.dev/mesh": "enabled"}), json!({}));
+    for (labels, annotations, key, mode) in [
+        (json!({"weft.dev/mesh": "enabel"}), json!({}), "weft.dev/mesh", None),
+        (json!({"weft.dev/mesh": ""}), json!({}), "weft.dev/mesh", None),
+        (
+            json!({"weft.dev/mesh": "enabled", "weft.dev/mtls": "permisive"}),
+            json!({"weft.dev/mtls": "permissive"}),
+            "weft.dev/mtls",
+            Some(InboundMode::Strict),
+        ),
+        (
+            json!({"weft.dev/mesh": "enabled"}),
+            json!({"weft.dev/mtls": "off"}),
+            "weft.dev/mtls",
+            Some(InboundMode::Strict),
+        ),
+    ] {
+        let odd = namespace(labels, annotations);
+        let [live, restarted] = live_and_after_a_restart(Kind::Namespace, enrolled(), &odd);
+        assert_eq!(live, restarted, "{key}");
+        let Some(Object::Namespace(held)) = live else { panic!("{key}: no namespace") };
+        assert_eq!((held.enrolled, held.inbound_mode), (true, mode), "{key}");
+        assert_eq!(odd.warnings.len(), 1, "{:?}", odd.warnings);
+        assert!(odd.warnings[0].contains(key), "{:?}", odd.warnings);
+    }
+    for out in [json!({}), json!({"weft.dev/mesh": "disabled"})] {
+        let item = namespace(out, json!({}));
+        let Ok(Some(Object::Namespace(held))) = item.outcome else { panic!("{:?}", item.outcome) };
+        assert!(!held.enrolled && item.warnings.is_empty());
+    }
 }
