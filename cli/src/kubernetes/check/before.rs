@@ -2,14 +2,13 @@
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::facts::{ClusterFacts, Permission};
+use super::facts::{ClusterFacts, GATEWAY_KINDS, Permission};
 use super::finding::Finding;
 
 /// Tokens name their node from 1.30 on as a beta; weft-control knows a node by that.
 const KUBERNETES_MIN: (u32, u32) = (1, 30);
 /// The network namespace's cookie in sock_ops programs.
 const KERNEL_MIN: (u32, u32) = (5, 15);
-const ROUTES: &str = "httproutes.gateway.networking.k8s.io";
 
 /// DaemonSets and Deployments by which other meshes are known, and what they are.
 const MESHES: [(&str, &str); 7] = [
@@ -89,21 +88,28 @@ fn permissions(all: &[Permission]) -> Finding {
 }
 
 fn gateway_api(facts: &ClusterFacts) -> Finding {
-    match facts.definitions.get(ROUTES) {
-        Some(versions) if versions.iter().any(|version| version == "v1") => {
-            Finding::ok("Gateway API", "HTTPRoute is served as v1")
-        }
-        Some(versions) => Finding::warning(
-            "Gateway API",
-            format!("HTTPRoute is served as {} only", versions.join(", ")),
-            "routes are not read: install the standard channel of the Gateway API, 1.0 or later",
-        ),
-        None => Finding::warning(
-            "Gateway API",
-            "its kinds are not installed",
+    let warning = |what: String, then| Finding::warning("Gateway API", what, then);
+    if GATEWAY_KINDS.iter().all(|(name, ..)| !facts.definitions.contains_key(*name)) {
+        return warning(
+            "its kinds are not installed".to_owned(),
             "the mesh works without; for HTTPRoutes install the standard channel of the Gateway API",
-        ),
+        );
     }
+    let unread =
+        GATEWAY_KINDS.iter().filter_map(|(name, kind, version)| match facts.definitions.get(*name) {
+            None => Some(format!("{kind} is not installed")),
+            Some(served) if served.iter().any(|served| served == version) => None,
+            Some(served) => Some(format!("{kind} is served as {} only, not {version}", served.join(", "))),
+        });
+    let unread: Vec<String> = unread.collect();
+    if unread.is_empty() {
+        let read = GATEWAY_KINDS.map(|(_, kind, version)| format!("{kind} as {version}"));
+        return Finding::ok("Gateway API", format!("{} are served", read.join(", ")));
+    }
+    warning(
+        unread.join(", "),
+        "objects of these kinds are not read: install the standard channel of the Gateway API, 1.1 or later",
+    )
 }
 
 fn meshes(facts: &ClusterFacts) -> Vec<Finding> {
@@ -230,7 +236,9 @@ mod tests {
             server: "https://api/".into(),
             server_version: (1, 36),
             permissions: vec![Permission { what: "create namespaces".into(), allowed: true }],
-            definitions: [(ROUTES.to_owned(), vec!["v1".to_owned()])].into(),
+            definitions: GATEWAY_KINDS
+                .map(|(name, _, version)| (name.to_owned(), vec![version.to_owned()]))
+                .into(),
             workloads: vec![("kube-system".into(), "calico-node".into())],
             nodes: vec![node("a", "linux", "5.15.0-91-generic"), node("b", "linux", "6.1.0")],
             ..ClusterFacts::default()
@@ -251,14 +259,24 @@ mod tests {
     #[test]
     fn each_fault_is_named_with_what_to_do() {
         type Spoil = fn(&mut ClusterFacts);
-        let cases: [(Spoil, Level, &str); 10] = [
+        let cases: [(Spoil, Level, &str); 12] = [
             (|f| f.server_version = (1, 29), Level::Error, "needs 1.30 or later"),
             (|f| f.permissions[0].allowed = false, Level::Error, "you may not create namespaces; ask"),
             (|f| f.definitions.clear(), Level::Warning, "its kinds are not installed"),
             (
-                |f| f.definitions.values_mut().for_each(|v| v[0] = "v1beta1".into()),
+                |f| f.definitions.values_mut().for_each(|v| v[0] = "v1alpha2".into()),
                 Level::Warning,
-                "v1beta1 only",
+                "HTTPRoute is served as v1alpha2 only, not v1, GRPCRoute",
+            ),
+            (
+                |f| drop(f.definitions.remove("grpcroutes.gateway.networking.k8s.io")),
+                Level::Warning,
+                "Gateway API: GRPCRoute is not installed; objects of these",
+            ),
+            (
+                |f| drop(f.definitions.remove("referencegrants.gateway.networking.k8s.io")),
+                Level::Warning,
+                "Gateway API: ReferenceGrant is not installed; objects of these",
             ),
             (
                 |f| f.workloads.push(("i".into(), "ztunnel".into())),

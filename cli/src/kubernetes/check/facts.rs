@@ -38,7 +38,12 @@ const PERMISSIONS: [(&str, &str, &str, bool); 12] = [
     ("create", "", "pods/exec", true),
     ("list", "", "nodes", false),
 ];
-const ROUTES: &str = "httproutes.gateway.networking.k8s.io";
+/// Definitions of the Gateway API's kinds that weft-control reads: name, kind, the version that it reads.
+pub(super) const GATEWAY_KINDS: [(&str, &str, &str); 3] = [
+    ("httproutes.gateway.networking.k8s.io", "HTTPRoute", "v1"),
+    ("grpcroutes.gateway.networking.k8s.io", "GRPCRoute", "v1"),
+    ("referencegrants.gateway.networking.k8s.io", "ReferenceGrant", "v1beta1"),
+];
 
 #[derive(Debug)]
 pub(super) struct Permission {
@@ -81,10 +86,12 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
     };
     let mut unreadable = Vec::new();
     let mut noted = Noted(&mut unreadable);
-    let definition = read::<CustomResourceDefinition>(Api::all(client.clone()), ROUTES).await;
-    if let Some(definition) = noted.or_default("customresourcedefinitions", definition)? {
-        let served = definition.spec.versions.into_iter().filter(|version| version.served);
-        facts.definitions.insert(ROUTES.into(), served.map(|version| version.name).collect());
+    for (name, ..) in GATEWAY_KINDS {
+        let definition = read::<CustomResourceDefinition>(Api::all(client.clone()), name).await;
+        if let Some(definition) = noted.or_default("customresourcedefinitions", definition)? {
+            let served = definition.spec.versions.into_iter().filter(|version| version.served);
+            facts.definitions.insert(name.into(), served.map(|version| version.name).collect());
+        }
     }
     facts.workloads = noted.or_default("daemonsets", names::<DaemonSet>(client).await)?;
     facts.workloads.extend(noted.or_default("deployments", names::<Deployment>(client).await)?);
@@ -115,7 +122,9 @@ impl Noted<'_> {
     fn or_default<T: Default>(&mut self, what: &'static str, read: Result<T, kube::Error>) -> Result<T> {
         match read {
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                self.0.push(what);
+                if !self.0.contains(&what) {
+                    self.0.push(what);
+                }
                 Ok(T::default())
             }
             other => other.doing(&format!("read {what}")),
