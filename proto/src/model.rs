@@ -388,6 +388,8 @@ impl PolicyOperation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrafficPolicy {
     pub id: NamespacedName,
+    /// 0: not known.
+    pub created_unix_s: i64,
     /// Names in the policy's namespace; empty: all of it.
     pub services: Vec<Arc<str>>,
     pub retry: Option<RetryPolicy>,
@@ -395,6 +397,13 @@ pub struct TrafficPolicy {
     pub ejection: Option<Ejection>,
     pub max_connections: Option<u32>,
     pub max_pending_requests: Option<u32>,
+}
+
+impl TrafficPolicy {
+    /// Of policies for the same Service the one with the smallest counts: the oldest, then the first by name.
+    pub fn precedence(&self) -> (i64, &NamespacedName) {
+        (self.created_unix_s, &self.id)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -296,6 +296,7 @@ fn of_traffic(policy: &TrafficPolicy) -> Value {
         })
     });
     json!({
+        "created_unix_s": policy.created_unix_s,
         "services": texts(&policy.services),
         "retry": retry,
         "connect_timeout_ms": millis(policy.connect_timeout),

@@ -191,7 +191,7 @@ impl Index {
 
     /// The most specific word counts: a policy that selects the pod, a policy of its namespace, the namespace's label.
     /// Among equals STRICT wins.
-    fn inbound_mode(&self, pod: &Pod) -> InboundMode {
+    pub(super) fn inbound_mode(&self, pod: &Pod) -> InboundMode {
         let inbounds: Vec<_> = self.objects.inbounds_for(pod).collect();
         let strictest = |modes: Vec<InboundMode>| {
             let permissive = modes.iter().all(|mode| *mode == InboundMode::Permissive);

@@ -4,6 +4,7 @@
 //! computed again (`derive`). Who needs a resource is a question of counts per node (`interest`), so an answer costs a
 //! look-up. Start at [`Index::apply`] and [`Index::wanted`].
 
+mod conflicts;
 mod derive;
 mod interest;
 mod objects;

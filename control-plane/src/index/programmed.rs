@@ -8,7 +8,7 @@ use weft_proto::model::ResourceKey;
 
 use super::Index;
 use crate::source::ObjectKey;
-use crate::source::object::{Kind, TrafficPolicyObject};
+use crate::source::object::Kind;
 
 /// Resources with their versions, by node.
 pub type Wanted = BTreeMap<Arc<str>, Vec<(ResourceKey, u64)>>;
@@ -75,29 +75,5 @@ impl Index {
         let missing: Vec<String> = named.collect();
         let all = !missing.is_empty() && missing.len() == own.policy.services.len() && own.inbound.is_none();
         (missing, all)
-    }
-
-    /// The TrafficPolicy that clients follow in place of this one, and whether for all of its Services: of policies that
-    /// name a Service the first by name, and so of those for the whole namespace.
-    pub fn shadowed_by<'a>(&'a self, object: &'a ObjectKey) -> Option<(&'a NamespacedName, bool)> {
-        if object.kind != Kind::TrafficPolicy {
-            return None;
-        }
-        let own = self.objects.traffic.get(&object.id).filter(|own| own.for_clients)?;
-        let earlier = || {
-            let all = self.objects.traffic_of(&object.id.namespace).filter(|other| other.for_clients);
-            all.filter(|other| other.policy.id < own.policy.id)
-        };
-        if own.policy.services.is_empty() {
-            return earlier()
-                .find(|other| other.policy.services.is_empty())
-                .map(|other| (&other.policy.id, true));
-        }
-        let first_for = |service: &Arc<str>| {
-            earlier().find(|other: &&Arc<TrafficPolicyObject>| other.policy.services.contains(service))
-        };
-        let shadows: Vec<_> = own.policy.services.iter().map(first_for).collect();
-        let by = shadows.iter().flatten().next()?;
-        Some((&by.policy.id, shadows.iter().all(Option::is_some)))
     }
 }

@@ -28,7 +28,11 @@ impl Index {
                 let (reason, message) = match (attached, &unresolved) {
                     (Err(NotAccepted { reason, message }), _) => (reason, message),
                     (Ok(_), Some((reason, message))) => (*reason, message.clone()),
-                    (Ok(message), None) => ("Accepted", message),
+                    (Ok(but), None) => {
+                        let outdone = self.outdone(route.kind, &route.id, parent);
+                        let told = [but, outdone].into_iter().filter(|told| !told.is_empty());
+                        ("Accepted", told.collect::<Vec<_>>().join("; "))
+                    }
                 };
                 let port = parent.port.map(|port| format!(":{port}")).unwrap_or_default();
                 statuses.push(RouteStatus {

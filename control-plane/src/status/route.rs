@@ -55,7 +55,8 @@ fn accepted(
     Some(match index.attached(kind, &id.namespace, &parent) {
         Err(NotAccepted { reason, message }) => Condition::new(ACCEPTED, false, reason, message),
         Ok(but) => {
-            let said = subject.warnings.iter().cloned().chain((!but.is_empty()).then_some(but));
+            let told = [but, index.outdone(kind, id, &parent)].into_iter().filter(|told| !told.is_empty());
+            let said = subject.warnings.iter().cloned().chain(told);
             Condition::new(ACCEPTED, true, "Accepted", said.collect::<Vec<_>>().join("; "))
         }
     })

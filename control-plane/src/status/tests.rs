@@ -162,44 +162,209 @@ fn a_parent_to_which_no_request_is_ever_addressed_accepts_no_route() {
     assert_eq!(accepted(&tcp), "Accepted=False:UnsupportedValue");
 }
 
+/// A TrafficPolicy of `shop`; `created`: the second of its hour, none as in a directory.
+fn traffic(name: &str, created: Option<u8>, spec: &str) -> String {
+    let created = created.map(|s| format!(", creationTimestamp: '2026-01-01T00:00:{s:02}Z'"));
+    let created = created.unwrap_or_default();
+    format!(
+        "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop{created}}}\nspec: \
+         {spec}\n---\n"
+    )
+}
+
+fn service(name: &str) -> String {
+    MESH.replace("backend", name)
+}
+
+fn pod(name: &str, app: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: u-{name}, labels: {{app: {app}}}}}\nspec: \
+         {{nodeName: n1, containers: []}}\nstatus: {{podIPs: [{{ip: 10.0.0.9}}]}}\n---\n"
+    )
+}
+
+/// `Accepted` of a policy: status, reason and message; then its `Programmed`: status and reason.
+fn judged(index: &Index, name: &str) -> [String; 2] {
+    let key = ObjectKey { kind: Kind::TrafficPolicy, id: format!("shop/{name}").parse().unwrap() };
+    let subject = subject(&json!([]), &json!([]), Value::Null);
+    let status = policy::status(index, &key, &subject, Nodes::default(), "now");
+    assert_eq!(status["observedGeneration"], 2);
+    let text = |at: usize, name: &str| status["conditions"][at][name].as_str().unwrap().to_owned();
+    [
+        format!("{} {}: {}", text(0, "status"), text(0, "reason"), text(0, "message")),
+        format!("{} {}", text(1, "status"), text(1, "reason")),
+    ]
+}
+
+const IN_FORCE: &str = "True Programmed";
+const NOT_IN_FORCE: &str = "False NotAccepted";
+
 #[test]
-fn of_policies_for_the_same_service_the_first_by_name_counts_and_the_other_is_told() {
-    let policy = |name: &str, services: &str| {
-        format!(
-            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{targetRefs: \
-             [{services}], maxConnections: 1}}\n---\n"
-        )
-    };
-    let service = |name: &str| MESH.replace("backend", name);
+fn of_policies_for_the_same_service_the_older_counts_and_the_other_is_told_which_and_by_whom() {
+    let of = |services: &str| format!("{{targetRefs: [{services}], maxConnections: 1}}");
     let index = index(
         &[
-            policy("a", "{name: x}"),
-            policy("b", "{name: x}"),
-            policy("c", "{name: x}, {name: y}"),
-            policy("d", ""),
-            policy("e", "{name: nowhere}"),
+            traffic("z-old", Some(1), &of("{name: x}")),
+            traffic("b", Some(2), &of("{name: x}, {name: y}")),
+            traffic("a", Some(3), &of("{name: x}, {name: y}")),
+            traffic("lost", Some(4), &of("{name: x}, {name: nowhere}")),
+            traffic("all", Some(5), "{maxConnections: 1}"),
+            traffic("all-too", Some(6), "{maxConnections: 1}"),
+            traffic("e", Some(7), &of("{name: nowhere}")),
             service("x"),
             service("y"),
         ]
         .concat(),
     );
-    let reason = |name: &str| {
-        let key = ObjectKey { kind: Kind::TrafficPolicy, id: format!("shop/{name}").parse().unwrap() };
-        let status = policy::status(
-            &index,
-            &key,
-            &subject(&json!([]), &json!([]), Value::Null),
-            Nodes::default(),
-            "now",
-        );
-        assert_eq!(status["observedGeneration"], 2);
-        let accepted = &status["conditions"][0];
-        (accepted["status"].as_str().unwrap().to_owned(), accepted["reason"].as_str().unwrap().to_owned())
+    let rule = "of policies for the same Service the oldest, then the first by name, counts, as a whole";
+    for (name, accepted, programmed) in [
+        ("z-old", "True Accepted: ".to_owned(), IN_FORCE),
+        ("b", format!("True Accepted: not for Service x (TrafficPolicy z-old); {rule}"), IN_FORCE),
+        (
+            "a",
+            format!(
+                "False Conflicted: not for Service x (TrafficPolicy z-old), Service y (TrafficPolicy b); {rule}"
+            ),
+            NOT_IN_FORCE,
+        ),
+        (
+            "lost",
+            format!(
+                "False Conflicted: not for Service x (TrafficPolicy z-old); {rule}; there is no Service shop/nowhere"
+            ),
+            NOT_IN_FORCE,
+        ),
+        (
+            "all",
+            "True Accepted: not for Service x (TrafficPolicy z-old), Service y (TrafficPolicy b); a policy that names a \
+             Service counts before one for the namespace, as a whole"
+                .to_owned(),
+            IN_FORCE,
+        ),
+        (
+            "all-too",
+            "False Conflicted: TrafficPolicy all is for the whole namespace too, and comes first: the oldest, then by name".to_owned(),
+            NOT_IN_FORCE,
+        ),
+        ("e", "False TargetNotFound: there is no Service shop/nowhere".to_owned(), NOT_IN_FORCE),
+    ] {
+        assert_eq!(judged(&index, name), [accepted, programmed.to_owned()], "{name}");
+    }
+}
+
+#[test]
+fn policies_without_a_time_are_ordered_by_name() {
+    let spec = "{targetRefs: [{name: x}], maxConnections: 1}";
+    let index = index(&[traffic("b", None, spec), traffic("a", None, spec), service("x")].concat());
+    assert_eq!(judged(&index, "a")[1], IN_FORCE);
+    assert_eq!(judged(&index, "b")[1], NOT_IN_FORCE);
+}
+
+#[test]
+fn a_permissive_policy_is_told_which_strict_one_wins_and_for_which_pods() {
+    let inbound = |mode: &str, app: &str| {
+        let selector =
+            if app.is_empty() { String::new() } else { format!("selector: {{matchLabels: {app}}}, ") };
+        format!("{{{selector}inbound: {{mode: {mode}}}}}")
     };
-    let accepted = ("True".to_owned(), "Accepted".to_owned());
-    assert_eq!(reason("a"), accepted);
-    assert_eq!(reason("b"), ("False".to_owned(), "Conflicted".to_owned()));
-    assert_eq!(reason("c"), accepted);
-    assert_eq!(reason("d"), accepted);
-    assert_eq!(reason("e"), ("False".to_owned(), "TargetNotFound".to_owned()));
+    let index = index(
+        &[
+            traffic("open", Some(1), &inbound("PERMISSIVE", "{app: a}")),
+            traffic("shut", Some(2), &inbound("STRICT", "{app: a}")),
+            traffic("open-b", Some(1), &inbound("PERMISSIVE", "{tier: b}")),
+            traffic("shut-all", Some(3), &inbound("STRICT", "")),
+            traffic("open-all", Some(1), &inbound("PERMISSIVE", "")),
+            // Its requests are still bounded, whoever decides about its pods.
+            traffic("both", Some(1), "{inbound: {mode: PERMISSIVE}, maxConnections: 1}"),
+            pod("a", "a"),
+        ]
+        .concat(),
+    );
+    assert_eq!(judged(&index, "shut"), ["True Accepted: ", IN_FORCE]);
+    assert_eq!(
+        judged(&index, "open"),
+        ["False Conflicted: TrafficPolicy shut says STRICT for the same pods, which wins", NOT_IN_FORCE]
+    );
+    // Nobody is told of what concerns no pod.
+    assert_eq!(judged(&index, "open-b"), ["True Accepted: ", IN_FORCE]);
+    assert_eq!(
+        judged(&index, "open-all"),
+        ["False Conflicted: TrafficPolicy shut-all says STRICT for the same pods, which wins", NOT_IN_FORCE]
+    );
+    assert_eq!(
+        judged(&index, "both"),
+        ["True Accepted: TrafficPolicy shut-all says STRICT for the same pods, which wins", IN_FORCE]
+    );
+}
+
+#[test]
+fn where_pods_are_shared_in_part_the_policy_still_counts_for_the_others() {
+    let index = index(
+        &[
+            traffic("open", None, "{selector: {matchLabels: {app: a}}, inbound: {mode: PERMISSIVE}}"),
+            traffic("shut", None, "{selector: {matchLabels: {tier: x}}, inbound: {mode: STRICT}}"),
+            traffic("all", None, "{inbound: {mode: STRICT}}"),
+            pod("one", "a"),
+            pod("two", "a, tier: x"),
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        judged(&index, "open"),
+        ["True Accepted: TrafficPolicy shut says STRICT for some of its pods, which wins", IN_FORCE]
+    );
+    // The more specific word is no conflict, but is told.
+    assert_eq!(
+        judged(&index, "all"),
+        [
+            "True Accepted: TrafficPolicy open says PERMISSIVE for some of its pods, and goes before, with a selector",
+            IN_FORCE
+        ]
+    );
+}
+
+#[test]
+fn the_younger_of_two_routes_with_the_same_match_is_told() {
+    let of = |name: &str, created: u8, port: &str, rules: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop, \
+             creationTimestamp: '2026-01-01T00:00:{created:02}Z'}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: \
+             backend{port}}}]\n  rules: [{rules}]\n---\n"
+        )
+    };
+    let get = "{matches: [{path: {value: /a}, method: GET}]}";
+    let headers = |headers: &str| format!("{{matches: [{{headers: [{headers}]}}]}}");
+    let index = index(
+        &[
+            MESH.to_owned(),
+            of(
+                "old",
+                1,
+                "",
+                &format!("{get}, {{}}, {}", headers("{name: a, value: x}, {name: b, value: y}")),
+            ),
+            of("turned", 2, "", &headers("{name: B, value: y}, {name: a, value: x}, {name: a, value: z}")),
+            of("fewer", 2, "", &headers("{name: a, value: x}")),
+            of("new", 2, ", port: 80", "{matches: [{path: {value: /b}}, {path: {value: /a}, method: GET}]}"),
+            of("same", 3, "", "{matches: [{path: {value: /}}]}"),
+            of("other", 4, ", port: 80", "{matches: [{path: {value: /a}, method: POST}]}"),
+        ]
+        .concat(),
+    );
+    let accepted = |name: &str| {
+        let id = format!("shop/{name}").parse().unwrap();
+        let subject = subject(&json!([backend()]), &json!([]), Value::Null);
+        let parents = route::parents(&index, RouteKind::Http, &id, &subject, Nodes::default(), "now");
+        assert_eq!(reasons(&parents, 0)[0], "Accepted=True:Accepted");
+        parents[0]["conditions"][0]["message"].as_str().unwrap().to_owned()
+    };
+    let end = "of routes with the same match the oldest, then the first by name, gets the requests";
+    assert_eq!(accepted("old"), "");
+    assert_eq!(accepted("new"), format!("not rules[0].matches[1] at port 80 (HTTPRoute old); {end}"));
+    assert_eq!(accepted("same"), format!("not rules[0].matches[0] at port 80 (HTTPRoute old); {end}"));
+    assert_eq!(accepted("other"), "");
+    assert_eq!(accepted("turned"), format!("not rules[0].matches[0] at port 80 (HTTPRoute old); {end}"));
+    assert_eq!(accepted("fewer"), "");
+    let told = index.route_statuses().into_iter().find(|status| status.route == "shop/new").unwrap();
+    assert!(told.message.starts_with("not rules[0].matches[1]"), "{}", told.message);
 }

@@ -328,7 +328,7 @@ async fn what_is_wrong_with_an_object_stands_on_it_and_the_rest_goes_on() {
         apply(&client, &route).await.unwrap();
         conditions(&client, &route, &[("Accepted", "False", reason)]).await;
     }
-    // Two of the same Service that say the same: the first by name counts, the other is told which.
+    // Two of the same Service that say the same: the older counts, then the first by name; the other is told which.
     for name in ["a-limit", "b-limit"] {
         apply(&client, &traffic_policy(name)).await.unwrap();
     }

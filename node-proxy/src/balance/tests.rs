@@ -47,6 +47,7 @@ fn endpoints(count: u8) -> ServiceEntry {
 fn with_policy(mut entry: ServiceEntry, f: impl FnOnce(&mut TrafficPolicy)) -> ServiceEntry {
     let mut policy = TrafficPolicy {
         id: service(),
+        created_unix_s: 0,
         services: vec![],
         retry: None,
         connect_timeout: None,

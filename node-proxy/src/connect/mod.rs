@@ -212,6 +212,7 @@ mod tests {
     fn a_silent_endpoint_gets_less_time_while_others_are_left_unless_the_policy_says_how_long() {
         let of_ms = |ms: Option<u64>| TrafficPolicy {
             id: "shop/policy".parse().unwrap(),
+            created_unix_s: 0,
             services: Vec::new(),
             retry: None,
             connect_timeout: ms.map(Duration::from_millis),

@@ -238,12 +238,15 @@ impl Snapshot {
         self.services.insert(id.clone(), Arc::new(entry));
     }
 
-    /// One that names the Service wins over one for the whole namespace; of equal ones the first by name.
+    /// One that names the Service wins over one for the whole namespace; of equal ones the oldest, then the first by name.
     fn traffic_policy_of(&self, id: &NamespacedName) -> Option<Arc<TrafficPolicy>> {
         let policies = self.traffic_policies.get(&id.namespace)?;
         let named = |policy: &&Arc<TrafficPolicy>| policy.services.contains(&id.name);
         let general = |policy: &&Arc<TrafficPolicy>| policy.services.is_empty();
-        policies.values().find(named).or_else(|| policies.values().find(general)).cloned()
+        let first = |all: &dyn Fn(&&Arc<TrafficPolicy>) -> bool| {
+            policies.values().filter(|policy| all(policy)).min_by_key(|policy| policy.precedence())
+        };
+        first(&named).or_else(|| first(&general)).cloned()
     }
 }
 

@@ -33,6 +33,7 @@ fn endpoint(service: &NamespacedName, ip: &str, ready: bool) -> Endpoint {
 fn traffic_policy(id: &NamespacedName, services: &[&str]) -> TrafficPolicy {
     TrafficPolicy {
         id: id.clone(),
+        created_unix_s: 0,
         services: services.iter().map(|&name| name.into()).collect(),
         retry: None,
         connect_timeout: None,
@@ -199,6 +200,23 @@ fn a_policy_that_names_a_service_wins_over_one_for_all() {
     );
     let policy = |id| snapshot.service(id).unwrap().traffic_policy.clone().unwrap().id.clone();
     assert_eq!((policy(&a), policy(&b)), (name("shop", "for-a"), name("shop", "all")));
+}
+
+#[test]
+fn of_policies_for_the_same_service_the_oldest_counts_then_the_first_by_name() {
+    let snapshot = |services: &[&str], policies: &[(&str, i64)]| {
+        let policies = policies.iter().map(|(id, created)| {
+            let policy = traffic_policy(&name("shop", id), services);
+            upsert(Resource::TrafficPolicy(Arc::new(TrafficPolicy { created_unix_s: *created, ..policy })))
+        });
+        let service = upsert(Resource::Service(Arc::new(service(&name("shop", "a"), None))));
+        let snapshot = Snapshot::default().apply(Revision(1), policies.chain([service]));
+        snapshot.service(&name("shop", "a")).unwrap().traffic_policy.clone().unwrap().id.name.to_string()
+    };
+    for services in [&["a"][..], &[]] {
+        assert_eq!(snapshot(services, &[("late", 2), ("old", 1), ("a-new", 3)]), "old");
+        assert_eq!(snapshot(services, &[("c", 2), ("b", 2)]), "b");
+    }
 }
 
 #[test]

@@ -435,6 +435,7 @@ fn body() -> impl Strategy<Value = Body> {
                 }),
                 max_connections: attempts,
                 max_pending_requests: attempts,
+                created_unix_s: i64::from(attempts),
             })
         }),
     ]

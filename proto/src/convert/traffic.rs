@@ -10,6 +10,7 @@ pub(super) const RETRY_ATTEMPTS_MAX: u32 = 10;
 pub fn traffic_policy(wire: v1::TrafficPolicy) -> Result<TrafficPolicy, Invalid> {
     Ok(TrafficPolicy {
         id: field::namespaced(&wire.namespace, &wire.name)?,
+        created_unix_s: wire.created_unix_s,
         services: field::list("services", wire.services, |name| field::object_name("", &name))?,
         retry: wire.retry.map(retry).transpose().map_err(|e| e.within("retry"))?,
         connect_timeout: field::optional_duration("connect_timeout_ms", wire.connect_timeout_ms)?,
@@ -72,6 +73,7 @@ pub(super) fn traffic_policy_to_wire(policy: &TrafficPolicy) -> v1::TrafficPolic
         }),
         max_connections: policy.max_connections.unwrap_or(0),
         max_pending_requests: policy.max_pending_requests.unwrap_or(0),
+        created_unix_s: policy.created_unix_s,
     }
 }
 

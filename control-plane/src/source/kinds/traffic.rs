@@ -227,6 +227,7 @@ pub(super) fn traffic_policy(document: &Document<'_>) -> Result<Object, Refused>
         ejection: spec.ejection.map(|ejection| ejection_to_wire(document, &ejection)).transpose()?,
         max_connections: spec.max_connections.unwrap_or(0),
         max_pending_requests: spec.max_pending_requests.unwrap_or(0),
+        created_unix_s: read.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
     };
     let policy = convert::traffic_policy(wire).map_err(|invalid| refused(document, &invalid))?;
     let selector = Selector::labels(document, spec.selector)?;

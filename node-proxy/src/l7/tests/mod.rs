@@ -236,6 +236,7 @@ pub(super) fn backend(service: &str, weight: u32) -> weft_proto::model::Backend 
 pub(super) fn traffic() -> TrafficPolicy {
     TrafficPolicy {
         id: id("shop/policy"),
+        created_unix_s: 0,
         services: vec![],
         retry: None,
         connect_timeout: None,
