@@ -81,9 +81,11 @@ fn shown(node: &str, answer: &Value) -> String {
         Some(reason) => line("state", &format!("{}: {reason}", text(&pod["state"]))),
         None => line("state", text(&pod["state"])),
     }
-    line("identity", text(&answer["identity"]));
+    // What it would have in the mesh is not what it has.
+    let of_mesh = |field: &str| if answer["enrolled"] == false { "-" } else { text(&answer[field]) };
+    line("identity", of_mesh("identity"));
     line("addresses", &words(&pod["ips"]));
-    line("mutual TLS", text(&answer["mtls"]));
+    line("mutual TLS", of_mesh("mtls"));
     line("policies", &words(&answer["policies"]));
     for service in list(&answer["services"]) {
         let _ = writeln!(out, "\nservice {}  {}", text(&service["name"]), words(&service["addresses"]));
@@ -148,6 +150,25 @@ service shop/db  10.96.0.9
   port 5432 tcp
   ENDPOINT  POD        NODE   STATE
   10.0.0.3  shop/db-0  node2  ready
+"
+        );
+    }
+
+    #[test]
+    fn a_pod_outside_the_mesh_has_neither_identity_nor_mutual_tls() {
+        let answer = json!({
+            "revision": 7, "enrolled": false, "identity": "spiffe://cluster.local/ns/shop/sa/web", "mtls": "strict",
+            "pod": {"namespace": "shop", "name": "web", "state": "not enrolled", "ips": ["10.0.0.2"]},
+        });
+        assert_eq!(
+            shown("node1", &answer),
+            "\
+shop/web on node1  revision 7
+  state        not enrolled
+  identity     -
+  addresses    10.0.0.2
+  mutual TLS   -
+  policies     none
 "
         );
     }

@@ -11,7 +11,7 @@ use crate::Format;
 use crate::kubernetes;
 use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
 use crate::replicas::join;
-use crate::summary::summary;
+use crate::summary::{place_and_message, summary};
 use crate::table::table;
 
 #[derive(Debug, Args)]
@@ -139,11 +139,11 @@ fn has_table(value: &Value) -> bool {
     }
 }
 
-/// Mistakes in files, as compilers print them: an editor finds the place.
+/// None: a list of something else.
 fn problems(list: &Value) -> Option<String> {
     let line = |problem: &Value| {
-        let (file, message) = (problem["file"].as_str()?, problem["message"].as_str()?);
-        Some(format!("{file}:{}: {message}\n", problem["line"].as_u64()?))
+        let is_problem = ["file", "line", "message"].iter().all(|field| !problem[*field].is_null());
+        is_problem.then(|| format!("{}\n", place_and_message(problem)))
     };
     list.as_array()?.iter().map(line).collect()
 }
@@ -189,13 +189,14 @@ mod tests {
             "probe": {"redirect": true},
             "pods": [{"pod": "shop/a", "state": "enrolled"}, {"pod": "shop/bb"}],
             "nodes": {"node1": {"acks": 2}},
-            "source": {"files": 1, "errors": [{"file": "/a.yaml", "line": 7, "message": "wrong"}]},
+            "source": {"files": 1, "errors": [{"file": "/a.yaml", "line": 7, "message": "wrong"},
+                {"file": "Pod shop/a", "line": 0, "message": "odd"}]},
         });
         let text = render(status.as_object().unwrap());
         assert_eq!(
             text,
             "probe: redirect=true\nrevision: 7\nnodes:\n  ACKS  NAME\n  2     node1\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n\
-             source:\n  files: 1\n  errors:\n    /a.yaml:7: wrong\n"
+             source:\n  files: 1\n  errors:\n    /a.yaml:7: wrong\n    Pod shop/a: odd\n"
         );
     }
 }

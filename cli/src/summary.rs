@@ -40,6 +40,15 @@ fn ago(unix_s: u64, now_unix_s: u64) -> String {
     format!("{} ago", span(now_unix_s.saturating_sub(unix_s)))
 }
 
+/// As compilers print mistakes in files: an editor finds the place. An object of an API server has no lines.
+pub(crate) fn place_and_message(problem: &Value) -> String {
+    let (file, message) = (text(&problem["file"]), text(&problem["message"]));
+    match problem["line"].as_u64() {
+        None | Some(0) => format!("{file}: {message}"),
+        Some(line) => format!("{file}:{line}: {message}"),
+    }
+}
+
 fn line(out: &mut String, label: &str, shown: &str) {
     let _ = writeln!(out, "  {label:<13}{shown}");
 }
@@ -74,8 +83,7 @@ fn control(name: &str, status: &Value, now: u64) -> String {
     }
     for (label, kind) in [("error", "errors"), ("warning", "warnings")] {
         for problem in list(&status["source"][kind]) {
-            let (file, message) = (text(&problem["file"]), text(&problem["message"]));
-            line(&mut out, label, &format!("{file}:{}: {message}", problem["line"]));
+            line(&mut out, label, &place_and_message(problem));
         }
     }
     let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
@@ -295,7 +303,8 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
                 "node4": {"connected": false, "in_sync": false, "elsewhere": {"replica": "other", "in_sync": true},
                           "last_nack": {"unix_s": NOW - 500, "revision": 1, "refusals": ["long ago"]}},
             },
-            "source": {"files": 3, "errors": [{"file": "shop.yaml", "line": 4, "message": "no kind"}], "warnings": []},
+            "source": {"files": 3, "errors": [{"file": "shop.yaml", "line": 4, "message": "no kind"}],
+                       "warnings": [{"file": "Pod shop/a", "line": 0, "message": "label"}]},
             "routes": [
                 {"kind": "HTTPRoute", "route": "shop/good", "parent": "shop/web", "accepted": true, "resolved_refs": true,
                  "reason": "Accepted", "message": ""},
@@ -313,6 +322,7 @@ control  weft-control 0.1.0  ready
   refused      by node2, 5 s ago: no such port
                node3 is not connected
   error        shop.yaml:4: no kind
+  warning      Pod shop/a: label
   route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
 "
         );
