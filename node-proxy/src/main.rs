@@ -40,6 +40,8 @@ use weft_node::{admin, cgroup_root, cni, inbound, kernel_metrics, node_metrics, 
 const BLOCKING_THREADS_MAX: usize = 16;
 /// What may be left after draining gets this long to end before the process does.
 const SHUTDOWN: std::time::Duration = std::time::Duration::from_secs(1);
+/// For the weft-node before this one, besides its time to drain: to ask the API server whether it is removed, and to end.
+const PREDECESSOR: std::time::Duration = std::time::Duration::from_secs(10);
 /// Queued spans and log lines are written out for at most this long.
 const FLUSH: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -172,6 +174,13 @@ fn connections_per_pod(wanted: u32, descriptors: Option<u64>) -> u32 {
 async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    // Before the hooks: two processes must not work at them.
+    let admin = tokio::select! {
+        opened = admin::open(&settings.admin, settings.drain + PREDECESSOR) => {
+            opened.context("cannot open the admin endpoint")?
+        }
+        () = asked_to_end(&mut terminate, &mut interrupt) => return Ok(()),
+    };
     let snapshot = Arc::new(SnapshotHandle::default());
     let control = Arc::new(ControlPlane::new(&settings, Arc::clone(&snapshot)));
     let per_pod = connections_per_pod(settings.connections_per_pod, descriptors);
@@ -187,11 +196,7 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
         status: Arc::clone(&node.control),
         follow: passes,
     };
-    let admin =
-        admin::serve(&node.settings.admin, admin_sources(&node), node.telemetry.clone(), node.drain.clone())
-            .await
-            .context("cannot open the admin endpoint")?;
-    tokio::spawn(admin);
+    tokio::spawn(admin::serve(admin, admin_sources(&node), node.telemetry.clone(), node.drain.clone()));
     if let Some(address) = node.settings.metrics_address {
         let (telemetry, drain) = (node.telemetry.clone(), node.drain.clone());
         let served = admin::serve_metrics(address, admin_sources(&node), telemetry, drain).await;

@@ -8,12 +8,17 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use weft_cni::ask::{AskError, ask};
+use weft_cni::ask::{AskError, Patience, ask};
 use weft_cni::conf::{self, Conf, Environment, Failure, VERSIONS, code};
-use weft_cni::wire::Command;
+use weft_cni::wire::{Answer, Command};
 
 /// Longest configuration: the result of some plugins lists hundreds of routes.
 const STDIN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// What to do about an agent that runs and does not answer.
+const LOOK_AT_THE_AGENT: &str = "`kubectl -n weft-system get pods -o wide` names the weft-node of this node, \
+    `kubectl -n weft-system logs <pod>` says what it did last, and `kubectl -n weft-system delete pod <pod>` replaces it; \
+    its liveness probe does that by itself. The kubelet tries again.";
 
 fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--help" || argument == "--version") {
@@ -52,16 +57,14 @@ fn call(environment: &Environment, stdin: &str) -> Result<Option<Value>, Failure
         "STATUS" => return Ok(None),
         _ => {}
     }
-    let conf = conf::parse(stdin)?;
     match environment.command.as_str() {
-        "ADD" => add(environment, &conf),
-        "CHECK" => check(environment, &conf),
-        "DEL" => {
-            forget(&conf, Command::Del { container_id: environment.container_id.clone() });
-            Ok(None)
-        }
-        "GC" => {
-            forget(&conf, Command::Gc { container_ids: conf.valid_sandboxes()? });
+        "ADD" => add(environment, &conf::parse(stdin)?),
+        "CHECK" => check(environment, &conf::parse(stdin)?),
+        "DEL" | "GC" => {
+            // The end of a sandbox must not fail, or the pod could not be deleted. Runtimes log what a plugin says here.
+            if let Err(reason) = forget(environment, stdin) {
+                eprintln!("weft-cni: weft-node was not told that a sandbox ended: {reason}");
+            }
             Ok(None)
         }
         other => {
@@ -96,32 +99,34 @@ fn waits_for_the_agent<'a>(environment: &'a Environment, conf: &Conf) -> Option<
 
 fn agree(conf: &Conf, command: Command) -> Result<(), Failure> {
     let socket = &conf.entry.socket;
-    match ask(Path::new(socket), command, true) {
-        Ok(answer) => match answer.error {
-            None => Ok(()),
-            Some(error) => {
-                Err(Failure::new(code::TRY_AGAIN, "weft: the pod cannot be taken into the mesh yet", error))
-            }
-        },
-        Err(AskError::Away(error)) => Err(Failure::new(
-            code::TRY_AGAIN,
+    let (text, details) = match ask(Path::new(socket), command, &Patience::BEGIN) {
+        Ok(Answer { error: None, .. }) => return Ok(()),
+        Ok(Answer { error: Some(error), .. }) => ("weft: the pod cannot be taken into the mesh yet", error),
+        Err(AskError::Away(error)) => (
             "weft: the pod waits for weft-node, which does not run on this node",
             format!(
                 "nobody answers at {socket}: {error}. Is the DaemonSet weft-node ready here? The kubelet tries again."
             ),
-        )),
-        Err(AskError::Broken(error)) => Err(Failure::new(
-            code::TRY_AGAIN,
-            "weft: the pod waits for weft-node, which gave no answer",
-            format!("{socket}: {error}"),
-        )),
-    }
+        ),
+        Err(error @ (AskError::Hangs(_) | AskError::Late(_))) => (
+            "weft: the pod waits for weft-node, which does not answer",
+            format!("{error} ({socket}). {LOOK_AT_THE_AGENT}"),
+        ),
+        Err(error @ AskError::Broken(_)) => {
+            ("weft: the pod waits for weft-node, which gave no answer", format!("{error} ({socket})"))
+        }
+    };
+    Err(Failure::new(code::TRY_AGAIN, text, details))
 }
 
-/// The end of a sandbox must not fail, or the pod could not be deleted: an agent that is away finds out by itself.
-fn forget(conf: &Conf, command: Command) {
-    if let Err(error) = ask(Path::new(&conf.entry.socket), command, false) {
-        // Runtimes log what a plugin says here.
-        eprintln!("weft-cni: weft-node was not told that a sandbox ended: {error:?}");
-    }
+/// An agent that is away or hangs finds out by itself that the sandbox is gone.
+fn forget(environment: &Environment, stdin: &str) -> Result<(), String> {
+    let told = |failure: Failure| format!("{}: {}", failure.msg, failure.details);
+    let conf = conf::parse(stdin).map_err(told)?;
+    let command = match environment.command.as_str() {
+        "GC" => Command::Gc { container_ids: conf.valid_sandboxes().map_err(told)? },
+        _ => Command::Del { container_id: environment.container_id.clone() },
+    };
+    let answer = ask(Path::new(&conf.entry.socket), command, &Patience::END);
+    answer.map_err(|error| error.to_string())?.error.map_or(Ok(()), Err)
 }

@@ -1,4 +1,5 @@
 //! The messages on `cni.sock`: one JSON document each way, then the connection ends. The client shuts its side down after the request.
+//! As soon as the agent has the request it says [`SIGN_OF_LIFE`], so that one that hangs is known before one that has to wait for word would answer.
 //!
 //! Fields may be added (the readers ignore what they do not know, and new ones have a default); anything else needs a new [`VERSION`].
 
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Of these messages. Plugin and agent are of one image, but the plugin of yesterday meets the agent of today during an upgrade.
 pub const VERSION: u32 = 1;
+/// White space before the answer, which readers of JSON skip: those that know nothing of it, too.
+pub const SIGN_OF_LIFE: &[u8] = b"\n";
 /// Longest request: a GC that names the 500 sandboxes of the largest nodes has some 40 KiB.
 pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
 /// Longest answer: a sentence.

@@ -1,7 +1,7 @@
 //! The admin endpoint: health, readiness, metrics, configuration dump, connections, status. Unix socket or loopback only.
 //!
 //! HTTP/1.1, GET only, read only. Bounded so that it cannot starve the data path: connections, time per connection, and
-//! everything that walks tables runs on the blocking pool. Start at [`serve`].
+//! everything that walks tables runs on the blocking pool. Start at [`open`], then [`serve`].
 
 use std::convert::Infallible;
 use std::fs::DirBuilder;
@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use crate::drain::Drain;
 pub use crate::settings::AdminAddress;
@@ -41,6 +42,9 @@ const SOCKET_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
+
+/// Between two looks at whether a predecessor has ended.
+const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
 const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status /pod/<namespace>/<name>";
 
@@ -70,21 +74,25 @@ pub enum AdminError {
     NotLoopback(SocketAddr),
 }
 
-enum Listener {
+/// The open endpoint, not served yet. Who has it is the node's only weft-node.
+#[derive(Debug)]
+pub struct Listener(Socket);
+
+#[derive(Debug)]
+enum Socket {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
 
-/// Opens the endpoint. What is returned serves until the drain's deadline: spawn it.
-pub async fn serve(
-    listen: &AdminAddress,
+/// Serves until the drain's deadline.
+pub fn serve(
+    listener: Listener,
     sources: AdminSources,
     telemetry: Telemetry,
     drain: Drain,
-) -> Result<impl Future<Output = ()> + Send + 'static + use<>, AdminError> {
-    let listener = open(listen).await?;
+) -> impl Future<Output = ()> + Send + 'static + use<> {
     let shared = Arc::new(Shared { sources, telemetry, pages: Pages::All });
-    Ok(accept_all(listener, shared, drain))
+    accept_all(listener, shared, drain)
 }
 
 /// The same for a scraper: metrics and health, and no page else, at any address.
@@ -98,18 +106,43 @@ pub async fn serve_metrics(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let shared = Arc::new(Shared { sources, telemetry, pages: Pages::Metrics });
-    Ok((bound, accept_all(Listener::Tcp(listener), shared, drain)))
+    Ok((bound, accept_all(Listener(Socket::Tcp(listener)), shared, drain)))
 }
 
-async fn open(listen: &AdminAddress) -> Result<Listener, AdminError> {
+/// Opens the endpoint. A predecessor that still serves there has `wait` to end: its pod may be gone from the API before its process is.
+pub async fn open(listen: &AdminAddress, wait: Duration) -> Result<Listener, AdminError> {
+    let until = tokio::time::Instant::now() + wait;
+    let mut told = false;
+    loop {
+        match open_once(listen).await {
+            Err(AdminError::Listen { address, source })
+                if source.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until =>
+            {
+                if !told {
+                    let seconds_max = wait.as_secs();
+                    warn!(
+                        address,
+                        seconds_max,
+                        "waits for another process that serves there, likely the weft-node before this one, to end"
+                    );
+                    told = true;
+                }
+                tokio::time::sleep(OPEN_PAUSE).await;
+            }
+            opened => return opened.map(Listener),
+        }
+    }
+}
+
+async fn open_once(listen: &AdminAddress) -> Result<Socket, AdminError> {
     let failed = |address: String| move |source| AdminError::Listen { address, source };
     match listen {
         AdminAddress::Tcp(address) if !address.ip().is_loopback() => Err(AdminError::NotLoopback(*address)),
         AdminAddress::Tcp(address) => {
-            TcpListener::bind(address).await.map(Listener::Tcp).map_err(failed(address.to_string()))
+            TcpListener::bind(address).await.map(Socket::Tcp).map_err(failed(address.to_string()))
         }
         AdminAddress::Unix(path) => {
-            open_unix(path, BACKLOG).map(Listener::Unix).map_err(failed(format!("unix:{}", path.display())))
+            open_unix(path, BACKLOG).map(Socket::Unix).map_err(failed(format!("unix:{}", path.display())))
         }
     }
 }
@@ -120,7 +153,7 @@ pub(crate) fn open_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
     }
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if somebody_listens(path)? {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
         }
         std::fs::remove_file(path)?;
@@ -132,6 +165,16 @@ pub(crate) fn open_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
     socket.listen(backlog)?;
     socket.set_nonblocking(true)?;
     UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
+}
+
+/// Does not wait: one that hangs, and whose queue is full, listens too.
+fn somebody_listens(path: &Path) -> io::Result<bool> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&socket2::SockAddr::unix(path)?) {
+        Ok(()) => Ok(true),
+        Err(error) => Ok(error.kind() == io::ErrorKind::WouldBlock),
+    }
 }
 
 struct Shared {
@@ -156,9 +199,9 @@ async fn accept_all(listener: Listener, shared: Arc<Shared>, drain: Drain) {
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-            let io: io::Result<Pin<Box<dyn Io>>> = match &listener {
-                Listener::Unix(unix) => unix.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
-                Listener::Tcp(tcp) => tcp.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
+            let io: io::Result<Pin<Box<dyn Io>>> = match &listener.0 {
+                Socket::Unix(unix) => unix.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
+                Socket::Tcp(tcp) => tcp.accept().await.map(|(io, _)| Box::pin(io) as Pin<Box<dyn Io>>),
             };
             (place, io)
         };

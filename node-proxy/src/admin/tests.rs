@@ -39,9 +39,8 @@ async fn every_page_answers_and_unknown_ones_list_them() {
     let address = AdminAddress::Unix(path.clone());
     let telemetry = Telemetry::start(&TelemetrySettings::default()).unwrap();
     let drain = Drain::default();
-    let serving =
-        serve(&address, sources(&["no configuration yet"]), telemetry, drain.clone()).await.unwrap();
-    let task = tokio::spawn(serving);
+    let listener = open(&address, Duration::ZERO).await.unwrap();
+    let task = tokio::spawn(serve(listener, sources(&["no configuration yet"]), telemetry, drain.clone()));
     for (request, status, text) in [
         ("GET /healthz", "200", "ok"),
         ("GET /readyz", "503", "no configuration yet"),
@@ -104,13 +103,53 @@ async fn a_dead_socket_is_replaced_a_live_one_is_not_and_other_addresses_are_ref
     let path = directory.path().join("admin.sock");
     // Dropped: the file stays, nobody listens.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let live = open(&AdminAddress::Unix(path.clone())).await.unwrap();
-    assert!(matches!(open(&AdminAddress::Unix(path)).await, Err(AdminError::Listen { .. })));
+    let live = open(&AdminAddress::Unix(path.clone()), Duration::ZERO).await.unwrap();
+    assert!(matches!(open(&AdminAddress::Unix(path), Duration::ZERO).await, Err(AdminError::Listen { .. })));
     drop(live);
     let file = directory.path().join("file");
     std::fs::write(&file, "kept").unwrap();
-    assert!(open(&AdminAddress::Unix(file.clone())).await.is_err());
+    assert!(open(&AdminAddress::Unix(file.clone()), Duration::ZERO).await.is_err());
     assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
     let everywhere = AdminAddress::Tcp("0.0.0.0:0".parse().unwrap());
-    assert!(matches!(open(&everywhere).await, Err(AdminError::NotLoopback(_))));
+    assert!(matches!(open(&everywhere, Duration::ZERO).await, Err(AdminError::NotLoopback(_))));
+}
+
+#[tokio::test]
+async fn a_predecessor_has_time_to_end_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let unix = AdminAddress::Unix(directory.path().join("admin.sock"));
+    let tcp = {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        AdminAddress::Tcp(free.local_addr().unwrap())
+    };
+    for address in [unix, tcp] {
+        let predecessor = open(&address, Duration::ZERO).await.unwrap();
+        let refused = open(&address, OPEN_PAUSE).await.unwrap_err();
+        assert!(
+            matches!(&refused, AdminError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse),
+            "{refused:?}"
+        );
+        let mut successor = Box::pin(open(&address, Duration::from_secs(60)));
+        tokio::select! {
+            biased;
+            opened = &mut successor => panic!("beside its predecessor: {opened:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(predecessor);
+        successor.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_predecessor_that_hangs_does_not_hang_its_successor() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("admin.sock");
+    let _hangs = open_unix(&path, 0).unwrap();
+    // As many as its queue takes; the connection after them would have to wait.
+    let mut waiting = Vec::new();
+    while let Ok(stream) = UnixStream::connect(&path).await {
+        waiting.push(stream);
+    }
+    let refused = open_unix(&path, BACKLOG).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
 }

@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 /// Whoever writes the file writes it in several steps: looked at when that is likely over.
 const SETTLE: Duration = Duration::from_millis(50);
+/// The same after something went wrong: a write that fails half-way is a change of the directory too, and must not be tried again at once.
+const SETTLE_FAILED: Duration = Duration::from_millis(500);
 
 /// How things stand with the plugin: for status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -85,19 +87,19 @@ async fn keep(
     status: &watch::Sender<CniStatus>,
     end: &CancellationToken,
 ) {
-    let mut watched = watch_directory(&host.conf_dir);
+    let mut watched = Watched::new(&host);
     while !end.is_cancelled() {
-        if watched.is_none() {
-            watched = watch_directory(&host.conf_dir);
-        }
+        watched.watch();
         let (target, source, wanted) = (host.clone(), plugin.clone(), entry.clone());
         let done = tokio::task::spawn_blocking(move || target.install(&source, &wanted)).await;
         let done = done.map_err(|error| error.to_string());
         let done = done.and_then(|done| done.map_err(|error| error.to_string()));
-        let pause = if done.is_ok() { LOOK } else { RETRY };
+        // The first installation makes directories.
+        watched.watch();
+        let (pause, settle) = if done.is_ok() { (LOOK, SETTLE) } else { (RETRY, SETTLE_FAILED) };
         note(status, done);
         tokio::select! {
-            () = changed(watched.as_ref()) => tokio::time::sleep(SETTLE).await,
+            () = watched.changed() => tokio::time::sleep(settle).await,
             () = tokio::time::sleep(pause) => {}
             () = end.cancelled() => {}
         }
@@ -129,30 +131,56 @@ fn note(status: &watch::Sender<CniStatus>, done: Result<(PathBuf, bool), String>
     });
 }
 
-fn watch_directory(directory: &Path) -> Option<AsyncFd<OwnedFd>> {
-    let open = || -> io::Result<AsyncFd<OwnedFd>> {
-        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let changes = inotify::WatchFlags::CLOSE_WRITE
+/// The directories of the configuration and of the plugin: the runtime needs both for every pod.
+struct Watched {
+    /// None: they are looked at only.
+    changes: Option<AsyncFd<OwnedFd>>,
+    directories: [PathBuf; 2],
+    /// Which of them cannot be watched; told once.
+    failed: [bool; 2],
+}
+
+impl Watched {
+    fn new(host: &Host) -> Self {
+        let open = || -> io::Result<AsyncFd<OwnedFd>> {
+            let changes = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+            // SAFETY: the descriptor is owned by what is returned, and nobody else closes it.
+            Ok(unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }?)
+        };
+        let changes = open()
+            .inspect_err(
+                |error| warn!(%error, "the CNI plugin and its configuration are not watched, only looked at"),
+            )
+            .ok();
+        let directories = [host.conf_dir.clone(), host.bin_dir.clone()];
+        Self { changes, directories, failed: [false; 2] }
+    }
+
+    /// Again and again: a directory may be made, or made anew, at any time. One that is watched already stays so.
+    fn watch(&mut self) {
+        let Some(changes) = &self.changes else { return };
+        let wanted = inotify::WatchFlags::CLOSE_WRITE
             | inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::MOVED_FROM
             | inotify::WatchFlags::DELETE;
-        inotify::add_watch(&watch, directory, changes)?;
-        // SAFETY: the descriptor is owned by what is returned, and nobody else closes it.
-        Ok(unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }?)
-    };
-    open()
-        .inspect_err(|error| warn!(directory = %directory.display(), %error, "the CNI configuration is not watched, only looked at"))
-        .ok()
-}
+        for (directory, failed) in self.directories.iter().zip(&mut self.failed) {
+            let watched = inotify::add_watch(changes.get_ref(), directory, wanted);
+            if let (Err(error), false) = (&watched, *failed) {
+                warn!(directory = %directory.display(), %error, "a directory of CNI is not watched, only looked at");
+            }
+            *failed = watched.is_err();
+        }
+    }
 
-/// Returns when something happened in the directory; without a watch never.
-async fn changed(watched: Option<&AsyncFd<OwnedFd>>) {
-    let Some(watched) = watched else { return std::future::pending().await };
-    let Ok(mut ready) = watched.readable().await else { return std::future::pending().await };
-    // What happened is all the same: everything is looked at again.
-    let mut events = [0_u8; 4096];
-    while rustix::io::read(watched.get_ref(), &mut events).is_ok_and(|bytes| bytes > 0) {}
-    ready.clear_ready();
+    /// Returns when something happened in a directory; without a watch never.
+    async fn changed(&self) {
+        let Some(changes) = &self.changes else { return std::future::pending().await };
+        let Ok(mut ready) = changes.readable().await else { return std::future::pending().await };
+        // What happened is all the same: everything is looked at again.
+        let mut events = [0_u8; 4096];
+        while rustix::io::read(changes.get_ref(), &mut events).is_ok_and(|bytes| bytes > 0) {}
+        ready.clear_ready();
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +218,15 @@ mod tests {
         fs::write(&file, list).unwrap();
         status.wait_for(|it| it.written > written).await.unwrap();
         assert!(fs::read_to_string(&file).unwrap().contains("weft-cni"));
+
+        // The runtime calls it for every pod: it must be back before a look without word would find that out. More than once, because a
+        // look after the repair above finds the first time.
+        for _ in 0..3 {
+            let (written, removed) = (status.borrow().written, tokio::time::Instant::now());
+            fs::remove_file(at("bin/weft-cni")).unwrap();
+            status.wait_for(|it| it.written > written).await.unwrap();
+            assert!(at("bin/weft-cni").exists() && removed.elapsed() < LOOK / 2, "{:?}", removed.elapsed());
+        }
 
         fs::write(&file, &list[..20]).unwrap();
         let broken = status.wait_for(|it| !it.installed).await.unwrap().error.clone().unwrap();

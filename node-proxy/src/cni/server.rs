@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use weft_cni::wire::{ANSWER_BYTES_MAX, Answer, Command, REQUEST_BYTES_MAX, Request, VERSION};
+use weft_cni::wire::{ANSWER_BYTES_MAX, Answer, Command, REQUEST_BYTES_MAX, Request, SIGN_OF_LIFE, VERSION};
 
 /// Pods that start at once: a node that comes back starts all of its (110 by default), and each may wait for word.
 const PLACES_MAX: usize = 256;
@@ -55,7 +55,14 @@ pub(super) async fn serve(listener: UnixListener, answers: Arc<impl Answers>, en
 
 async fn connection(mut stream: UnixStream, answers: &impl Answers) {
     let answer = match tokio::time::timeout(IO_TIMEOUT, request(&mut stream)).await {
-        Ok(Ok(command)) => answers.answer(command).await,
+        Ok(Ok(command)) => {
+            let begins = matches!(command, Command::Add(_) | Command::Check(_));
+            if !signed(&mut stream).await && begins {
+                // Nobody waits for it any more, as after a hang of ours: the runtime has given that sandbox up.
+                return;
+            }
+            answers.answer(command).await
+        }
         Ok(Err(error)) => refusal(error),
         Err(_) => refusal(format!("the request did not come within {} s", IO_TIMEOUT.as_secs())),
     };
@@ -63,6 +70,12 @@ async fn connection(mut stream: UnixStream, answers: &impl Answers) {
     bytes.truncate(ANSWER_BYTES_MAX);
     // The plugin may have given up: the runtime asks again.
     let _ = tokio::time::timeout(IO_TIMEOUT, stream.write_all(&bytes)).await;
+}
+
+/// Says that the request is in good hands; false: the plugin has hung up.
+async fn signed(stream: &mut UnixStream) -> bool {
+    let said = tokio::time::timeout(IO_TIMEOUT, stream.write_all(SIGN_OF_LIFE)).await;
+    matches!(said, Ok(Ok(())))
 }
 
 fn refusal(error: String) -> Answer {
@@ -93,7 +106,7 @@ async fn request(stream: &mut UnixStream) -> Result<Command, String> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use weft_cni::ask::{AskError, ask};
+    use weft_cni::ask::{AskError, Patience, ask};
 
     use super::*;
     use crate::admin::open_unix;
@@ -117,7 +130,7 @@ mod tests {
 
     async fn asked(path: &Path, command: Command) -> Result<Answer, AskError> {
         let path = path.to_owned();
-        tokio::task::spawn_blocking(move || ask(&path, command, false)).await.unwrap()
+        tokio::task::spawn_blocking(move || ask(&path, command, &Patience::END)).await.unwrap()
     }
 
     async fn raw(path: &Path, bytes: &[u8]) -> String {
@@ -146,6 +159,53 @@ mod tests {
                 _ => tokio::task::yield_now().await,
             }
         }
+    }
+
+    /// Has word of nothing, ever.
+    struct Waits(tokio::sync::mpsc::UnboundedSender<Command>);
+
+    impl Answers for Waits {
+        async fn answer(&self, command: Command) -> Answer {
+            self.0.send(command).unwrap();
+            std::future::pending().await
+        }
+    }
+
+    fn add(container_id: &str) -> Command {
+        Command::Add(weft_cni::wire::Sandbox {
+            container_id: container_id.into(),
+            netns: "/n".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: None,
+            addresses: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_request_gets_a_sign_of_life_at_once_and_is_dropped_when_its_pod_gave_up_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cni.sock");
+        let listener = open_unix(&path, BACKLOG).unwrap();
+        let bytes = |command| serde_json::to_vec(&Request::new(command)).unwrap();
+        // While the agent hung: a pod that began, and one that ended.
+        for command in [add("given up"), Command::Del { container_id: "ended".into() }] {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            stream.write_all(&bytes(command)).await.unwrap();
+        }
+        let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(serve(listener, Arc::new(Waits(sender)), CancellationToken::new()));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(&bytes(add("waits"))).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut sign = [0; SIGN_OF_LIFE.len()];
+        stream.read_exact(&mut sign).await.unwrap();
+        assert_eq!(sign, SIGN_OF_LIFE);
+        let told = [asked.recv().await.unwrap(), asked.recv().await.unwrap()];
+        assert!(
+            told.contains(&add("waits")) && told.contains(&Command::Del { container_id: "ended".into() })
+        );
+        assert!(asked.try_recv().is_err());
     }
 
     #[tokio::test]

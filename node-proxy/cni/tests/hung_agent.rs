@@ -1,0 +1,76 @@
+//! The plugin, called as a runtime calls it, beside a weft-node that listens and does not answer.
+
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What the plugin is promised to need at most, and time to start a process on a busy machine.
+const END_MAX: Duration = Duration::from_secs(2 + 3);
+const BEGIN_MAX: Duration = Duration::from_secs(8 + 3);
+
+fn call(command: &str, socket: &Path) -> Output {
+    let conf = format!(
+        r#"{{"cniVersion":"1.1.0","name":"k8s","type":"weft-cni","socket":{socket:?},"excludeNamespaces":[],
+            "prevResult":{{"ips":[{{"address":"10.1.0.5/16"}}]}},"cni.dev/valid-attachments":[]}}"#
+    );
+    called(command, &conf)
+}
+
+fn called(command: &str, conf: &str) -> Output {
+    let mut plugin = Command::new(env!("CARGO_BIN_EXE_weft-cni"))
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", "c1")
+        .env("CNI_NETNS", "/run/netns/none")
+        .env("CNI_ARGS", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u-1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the plugin was built for this test");
+    let mut stdin = plugin.stdin.take().expect("it is piped");
+    stdin.write_all(conf.as_bytes()).expect("the plugin reads its configuration");
+    drop(stdin);
+    plugin.wait_with_output().expect("the plugin ends")
+}
+
+#[test]
+fn a_pod_ends_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cni.sock");
+    let _never_accepts = UnixListener::bind(&path).unwrap();
+    for command in ["DEL", "GC"] {
+        let begun = Instant::now();
+        let done = call(command, &path);
+        let told = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.success() && told.contains("does not answer"), "{command}: {told}");
+        assert!(begun.elapsed() < END_MAX, "{command} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_pod_ends_even_where_the_call_cannot_be_read() {
+    for conf in
+        ["", "{}", r#"{"cniVersion":"9.9.9"}"#, r#"{"cniVersion":"1.1.0","name":"k8s","type":"weft-cni"}"#]
+    {
+        for command in ["DEL", "GC"] {
+            let done = called(command, conf);
+            assert!(done.status.success() && !done.stderr.is_empty(), "{command} with {conf:?}: {done:?}");
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_begins_is_told_soon_that_the_agent_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cni.sock");
+    let _never_accepts = UnixListener::bind(&path).unwrap();
+    let begun = Instant::now();
+    let done = call("ADD", &path);
+    let answer = String::from_utf8(done.stdout).unwrap();
+    assert!(!done.status.success() && answer.contains(r#""code":11"#), "{answer}");
+    assert!(answer.contains("accepts connections but does not answer"), "{answer}");
+    assert!(answer.contains("kubectl -n weft-system logs"), "{answer}");
+    assert!(begun.elapsed() < BEGIN_MAX, "{:?}", begun.elapsed());
+}
