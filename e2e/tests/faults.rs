@@ -102,10 +102,10 @@ fn a_draining_node_proxy_finishes_what_runs() -> Result<()> {
     let lab = lab("drain")?;
     for node in ["node1", "node2"] {
         // Requests that are answered while the proxy drains, of either side's pods.
-        let slow = ["--requests", "4", "--header", "x-echo-delay-ms: 1500"];
+        let slow = ["--requests", "4", "--header", "x-echo-delay-ms: 2500"];
         let running = load(&lab, &slow)?;
         let to_near =
-            ["load", "--url", "http://near/", "--requests", "1", "--header", "x-echo-delay-ms: 1500"];
+            ["load", "--url", "http://near/", "--requests", "1", "--header", "x-echo-delay-ms: 2500"];
         let near = Running::start(&lab, "mesh/client", &to_near)?;
         // Bytes that need most of the drain's time.
         let stream = ["tcp", "--to", "far:9000", "--mode", "slow", "--bytes", "6000000"];
