@@ -72,11 +72,17 @@ const FORWARDING: &[(&str, &str)] = &[
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
 
+/// Nobody else has these addresses. While a device's own link-local one is being looked for (up to two seconds), its
+/// kernel asks for no neighbour, and the first connections wait.
+const NO_DUPLICATES: &[(&str, &str)] =
+    &[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/default/dad_transmits", "0")];
+
 /// The underlay and the nodes, without pods.
 pub(crate) fn add_nodes(lab: &str, nodes: u16) -> Result<()> {
     let underlay = underlay_netns(lab);
     netns::add(&underlay)?;
     netns::sysctl(&underlay, &[("net/ipv4/ip_forward", "1")])?;
+    netns::sysctl(&underlay, NO_DUPLICATES)?;
     ip_batch(
         &underlay,
         &[
@@ -96,6 +102,7 @@ fn add_node(lab: &str, index: u16, nodes: u16) -> Result<()> {
     let (underlay, node) = (underlay_netns(lab), node_netns(lab, &format!("node{index}")));
     netns::add(&node)?;
     netns::sysctl(&node, FORWARDING)?;
+    netns::sysctl(&node, NO_DUPLICATES)?;
     let mut on_underlay = vec![
         format!("link add node{index} type veth peer name eth0 netns {node}"),
         format!("link set node{index} master br0 up"),
@@ -121,6 +128,7 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
     let (node, host) = (node_netns(lab, &pod.node), format!("pod{}", pod.slot));
     let gateways: Vec<String> = vec![format!("10.244.{index}.1"), format!("fd00:10:244:{index:x}::1")];
     netns::add(&pod.netns)?;
+    netns::sysctl(&pod.netns, NO_DUPLICATES)?;
     // An earlier pod's namespace, and its device with it, lives on while anything holds it open.
     remove_device(&node, &host)?;
     let mut on_node = vec![
