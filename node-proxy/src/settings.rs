@@ -1,5 +1,7 @@
 //! Flags and environment of `weft-node`: documented, bounded, all mistakes reported at once. No test switches.
 
+mod check;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,14 +11,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use weft_proto::identity::NamespacedName;
 
-use crate::cgroup_root;
+use self::check::Check;
 use crate::cni::Host;
 use crate::socket::places::CONNECTIONS_PER_POD_DEFAULT;
-use crate::telemetry::{EnvironmentError, OtelSettings};
+use crate::telemetry::OtelSettings;
 
 /// Longer than this nobody waits for a node's proxy; Kubernetes' own limit for a pod is far below.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
-const NAME_BYTES_MAX: usize = 253;
 /// A pod's share is a quarter: fewer are of no use to anybody.
 const FLOWS_MIN: u32 = 64;
 /// Sixteen times the default; the kernel's tables for so many take about 60 MiB before the first connection.
@@ -313,131 +314,10 @@ impl Settings {
     }
 }
 
-/// Collects mistakes; what it returns after one is never used.
-#[derive(Default)]
-struct Check(Vec<String>);
-
-impl Check {
-    fn required<T: Default>(&mut self, flag: &str, value: Option<T>) -> T {
-        if value.is_none() {
-            self.0.push(format!("{flag} is missing"));
-        }
-        value.unwrap_or_default()
-    }
-
-    fn parsed<T>(&mut self, flag: &str, value: Result<T, String>) -> Option<T> {
-        value.map_err(|mistake| self.0.push(format!("{flag}: {mistake}"))).ok()
-    }
-
-    fn otel(&mut self, read: Result<OtelSettings, Vec<EnvironmentError>>) -> OtelSettings {
-        read.unwrap_or_else(|mistakes| {
-            self.0.extend(mistakes.iter().map(ToString::to_string));
-            OtelSettings::default()
-        })
-    }
-
-    fn name(&mut self, flag: &str, value: Option<String>) -> String {
-        let missing = value.is_none();
-        let value = self.required(flag, value);
-        let valid = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-');
-        if !missing && (value.is_empty() || value.len() > NAME_BYTES_MAX || !value.bytes().all(valid)) {
-            self.0.push(format!(
-                "{flag}: {value:?} is not 1 to {NAME_BYTES_MAX} characters of a-z, 0-9, '.', '-'"
-            ));
-        }
-        value
-    }
-
-    fn address(&mut self, flag: &str, value: Option<String>) -> String {
-        let missing = value.is_none();
-        let value = self.required(flag, value);
-        let uri = value.parse::<http::Uri>().ok();
-        let usable = uri.is_some_and(|uri| {
-            uri.scheme_str() == Some("https") && uri.port_u16().is_some() && matches!(uri.path(), "" | "/")
-        });
-        if !missing && !usable {
-            self.0.push(format!("{flag}: {value:?} is not of the form https://<host>:<port>"));
-        }
-        value
-    }
-
-    fn absolute(&mut self, flag: &str, value: PathBuf) -> PathBuf {
-        if !value.is_absolute() {
-            self.0.push(format!("{flag}: {value:?} is not an absolute path"));
-        }
-        value
-    }
-
-    fn cgroup_root(&mut self, flag: &str, value: Option<PathBuf>) -> PathBuf {
-        match value {
-            Some(value) => self.absolute(flag, value),
-            None => self.parsed(flag, cgroup_root::detect()).unwrap_or_default(),
-        }
-    }
-
-    fn cni(
-        &mut self,
-        bin_dir: Option<PathBuf>,
-        conf_dir: Option<PathBuf>,
-        socket: Option<PathBuf>,
-        exclude_namespaces: &str,
-    ) -> Option<CniSettings> {
-        let host = match (bin_dir, conf_dir) {
-            (Some(bin_dir), Some(conf_dir)) => Some(Host {
-                bin_dir: self.absolute("--cni-bin-dir", bin_dir),
-                conf_dir: self.absolute("--cni-conf-dir", conf_dir),
-            }),
-            (None, None) => None,
-            _ => {
-                self.0
-                    .push("--cni-bin-dir and --cni-conf-dir belong together: one of them is missing".into());
-                None
-            }
-        };
-        let socket = socket.or_else(|| host.is_some().then(|| weft_cni::entry::SOCKET.into()))?;
-        let names = exclude_namespaces.split(',').filter(|name| !name.is_empty());
-        Some(CniSettings {
-            socket: self.absolute("--cni-socket", socket),
-            host,
-            exclude_namespaces: names
-                .map(|name| self.name("--cni-exclude-namespaces", Some(name.to_owned())))
-                .collect(),
-        })
-    }
-
-    fn one_of<T: Copy>(&mut self, flag: &str, value: &str, choices: &[(&str, T)]) -> T {
-        let chosen = choices.iter().find(|(name, _)| *name == value);
-        if chosen.is_none() {
-            let names = choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            self.0.push(format!("{flag}: {value:?} is none of {names}"));
-        }
-        chosen.unwrap_or(&choices[0]).1
-    }
-
-    fn number(&mut self, flag: &str, value: &str, min: u32, max: u32) -> u32 {
-        match value.parse::<u32>() {
-            Ok(number) if (min..=max).contains(&number) => number,
-            _ => {
-                self.0.push(format!("{flag}: {value:?} is not a whole number from {min} to {max}"));
-                min
-            }
-        }
-    }
-
-    fn seconds(&mut self, flag: &str, value: &str, max: u64) -> Duration {
-        match value.parse::<u64>() {
-            Ok(seconds) if seconds <= max => Duration::from_secs(seconds),
-            _ => {
-                self.0.push(format!("{flag}: {value:?} is not a whole number from 0 to {max}"));
-                Duration::ZERO
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup_root;
 
     fn parse(line: &str) -> Result<Settings, Mistakes> {
         let arguments =

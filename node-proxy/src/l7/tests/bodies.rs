@@ -108,7 +108,7 @@ async fn a_small_body_is_sent_again_and_a_large_one_is_not() {
 /// A mirror gets the same, and its answer, its slowness and its absence change nothing.
 #[tokio::test]
 async fn a_mirror_gets_a_copy() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(8);
+    let (tell, mut told) = mpsc::channel(8);
     let fake = Fake::new(vec![echo()]);
     let mirror = App::http(move |request: Request<Incoming>| {
         let tell = tell.clone();

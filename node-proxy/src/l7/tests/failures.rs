@@ -233,7 +233,7 @@ async fn a_connection_that_closes_on_the_request_is_forgiven_only_for_idempotent
 
 #[tokio::test]
 async fn more_than_the_policy_allows_is_refused() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(4);
+    let (tell, mut told) = mpsc::channel(4);
     let app = App::http(move |_| {
         let tell = tell.clone();
         async move {
@@ -285,16 +285,8 @@ async fn copied_connections_take_part_in_the_bounds() {
 /// One pod cannot use up the proxy's descriptors, whatever it asks for and of whom.
 #[tokio::test]
 async fn a_pod_has_so_many_connections_to_all_endpoints_together_and_no_more() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
-    let (go, wait) = tokio::sync::watch::channel(false);
-    let fake = Fake::new(vec![App::http(move |_| {
-        let (tell, mut wait) = (tell.clone(), wait.clone());
-        async move {
-            tell.send(()).await.unwrap();
-            wait.wait_for(|go| *go).await.unwrap();
-            answer(200, "done")
-        }
-    })]);
+    let (app, mut told, go) = App::held();
+    let fake = Fake::new(vec![app]);
     let mut asked = Vec::new();
     for _ in 0..UPSTREAMS_MAX {
         let mut client = fake.h1().await;

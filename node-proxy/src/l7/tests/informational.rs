@@ -9,8 +9,8 @@ const HINTS: &[u8] =
 const HINTED: &str = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n";
 
 /// An application that tells `before` at once, and answers when it is told to go on: once for each request.
-fn hinting(before: &'static [u8]) -> (tokio::sync::mpsc::Sender<()>, App) {
-    let (go, wait) = tokio::sync::mpsc::channel(4);
+fn hinting(before: &'static [u8]) -> (mpsc::Sender<()>, App) {
+    let (go, wait) = mpsc::channel(4);
     let wait = Arc::new(tokio::sync::Mutex::new(wait));
     let app = App::raw(move |mut io, _| {
         let wait = Arc::clone(&wait);

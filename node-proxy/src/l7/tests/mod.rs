@@ -26,6 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
@@ -72,6 +73,21 @@ impl App {
         Self::Takes(Arc::new(move |io, n| Box::pin(play(io, n))))
     }
 
+    /// Tells of each request when it has come, and answers 200 "done" when it may go.
+    pub(super) fn held() -> (Self, mpsc::Receiver<()>, watch::Sender<bool>) {
+        let (tell, told) = mpsc::channel(1);
+        let (go, wait) = watch::channel(false);
+        let app = Self::http(move |_| {
+            let (tell, mut wait) = (tell.clone(), wait.clone());
+            async move {
+                tell.send(()).await.unwrap();
+                wait.wait_for(|go| *go).await.unwrap();
+                answer(200, "done")
+            }
+        });
+        (app, told, go)
+    }
+
     /// Serves HTTP of either version.
     pub(super) fn http<F>(handle: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static) -> Self
     where
@@ -110,8 +126,8 @@ pub(super) fn body(text: impl Into<Bytes>) -> TestBody {
 }
 
 /// Frames sent by the test, one by one.
-pub(super) fn channel() -> (tokio::sync::mpsc::Sender<Frame<Bytes>>, TestBody) {
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+pub(super) fn channel() -> (mpsc::Sender<Frame<Bytes>>, TestBody) {
+    let (sender, receiver) = mpsc::channel(4);
     let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
         let frame = receiver.recv().await?;
         Some((Ok::<_, BoxError>(frame), receiver))

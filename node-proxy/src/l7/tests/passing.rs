@@ -171,16 +171,8 @@ async fn expect_100_continue_is_the_applications_to_answer() {
 
 #[tokio::test]
 async fn a_drain_finishes_requests_and_then_closes() {
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
-    let (go, wait) = tokio::sync::watch::channel(false);
-    let fake = Fake::new(vec![App::http(move |_| {
-        let (tell, mut wait) = (tell.clone(), wait.clone());
-        async move {
-            tell.send(()).await.unwrap();
-            wait.wait_for(|go| *go).await.unwrap();
-            answer(200, "done")
-        }
-    })]);
+    let (app, mut told, go) = App::held();
+    let fake = Fake::new(vec![app]);
     let (io, serving) = fake.client(Protocol::Http1);
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
     tokio::spawn(connection);
