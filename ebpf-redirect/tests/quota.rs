@@ -95,8 +95,9 @@ fn a_full_map_refuses_whoever_comes() {
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
     assert_eq!(counted(&kernel, Outcome::ConnectRefusedFull), 1);
     assert_eq!(share_of(&kernel, &world.pod), [0; 5], "what was refused does not count");
+    // The kernel lets go of a connection when it has handled its last segments, which a busy machine does later.
     drop(held);
-    connect(&world, &world.pod).unwrap();
+    wait_for("room in the map", || connect(&world, &world.pod).is_ok());
 }
 
 #[test]
