@@ -1,6 +1,7 @@
 //! The lab itself, without a mesh: pods talk across nodes and through Services, and nothing is left behind.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use weft_e2e::lab::{Lab, Options, cgroup, wait};
@@ -196,6 +197,30 @@ fn a_container_that_ended_is_told_with_how_and_started_again() {
     assert!(format!("{error:#}").contains("main.yaml:"), "{error:#}");
     lab.exec_ok("lab/client", &["curl", "-sS", "http://far:8080/"]).unwrap();
     drop(lab);
+    assert_nothing_left(&name);
+}
+
+/// Most machines have only cgroup v2, at /sys/fs/cgroup; the one that tests this may have both versions side by side.
+#[test]
+fn a_mesh_runs_where_only_cgroup_v2_is_mounted() {
+    let name = format!("v2{}", std::process::id());
+    let weft = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("weft");
+    let script = r#"
+        umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        trap '"$WEFT" lab down' EXIT
+        "$WEFT" lab up -f examples/shop
+        "$WEFT" lab exec shop/frontend -- curl -sS --max-time 10 http://backend/
+        "$WEFT" status
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "bash", "-euxc", script])
+        .envs([("WEFT", weft.as_os_str()), ("WEFT_LAB", name.as_ref())])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
+        .output()
+        .unwrap();
+    let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}\n{errors}");
+    assert!(told.contains("shop/backend-v1  enrolled"), "{told}\n{errors}");
     assert_nothing_left(&name);
 }
 
