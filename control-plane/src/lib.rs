@@ -36,7 +36,7 @@ use crate::push::Hub;
 use crate::settings::Settings;
 use crate::source::directory::Directory;
 use crate::source::kubernetes::Kubernetes;
-use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Report, Sink, Source};
+use crate::source::{BATCHES_UNDER_WAY_MAX, Event, Read, Report, Sink, Source};
 use crate::world::{Metrics, World};
 
 /// Streams of nodes end at once on shutdown; this is for the rest.
@@ -82,7 +82,8 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
     let mut index = Index::new(trust_domain, &settings.namespace);
     index.set_roots(authority.bundle());
     let index = Arc::new(RwLock::new(index));
-    let (report_sender, report) = watch::channel(Arc::new(Report::default()));
+    let read = if settings.kubernetes { Read::Objects(0) } else { Read::Files(0) };
+    let (report_sender, report) = watch::channel(Arc::new(Report::empty(read)));
     let stop = CancellationToken::new();
     let authenticate: Arc<dyn Authenticate> = match client.clone() {
         Some(client) => Arc::new(TokenReviews::new(client, &settings.namespace)),

@@ -27,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::AdminAddress;
+use crate::source::Read;
 use crate::world::World;
 
 /// Enough for a scraper and a few people.
@@ -34,7 +35,6 @@ const CONNECTIONS_MAX: usize = 32;
 const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Of a connection, whatever it does: a client that reads slowly gives its place back.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
-const NOT_READ: &str = "the manifests are not read yet\n";
 /// Errors that /readyz shows; /status has more.
 const REASONS_MAX: usize = 20;
 /// The Unix socket is its owner's only.
@@ -142,7 +142,7 @@ fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if world.synced.load(Ordering::Acquire) => text(StatusCode::OK, "ok\n"),
         // Names of files are not for whoever reaches that listener.
-        "/readyz" if pages == Pages::Metrics => text(StatusCode::SERVICE_UNAVAILABLE, NOT_READ),
+        "/readyz" if pages == Pages::Metrics => text(StatusCode::SERVICE_UNAVAILABLE, not_read(world)),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, &waited_for(world)),
         "/metrics" => response(StatusCode::OK, "text/plain; version=0.0.4", metrics::render(world)),
         _ if pages == Pages::Metrics => text(StatusCode::NOT_FOUND, "/healthz /readyz /metrics\n"),
@@ -167,11 +167,18 @@ fn answer<B>(world: &World, pages: Pages, request: &Request<B>) -> Response<Full
     }
 }
 
+fn not_read(world: &World) -> &'static str {
+    match world.report.borrow().read {
+        Read::Files(_) => "the manifests are not read yet\n",
+        Read::Objects(_) => "the objects of the API server are not listed yet\n",
+    }
+}
+
 /// Why nodes are not served, a reason per line.
 fn waited_for(world: &World) -> String {
     let report = world.report.borrow().clone();
     if report.errors.is_empty() {
-        return NOT_READ.to_owned();
+        return not_read(world).to_owned();
     }
     report.errors.iter().take(REASONS_MAX).map(|error| format!("{error}\n")).collect()
 }

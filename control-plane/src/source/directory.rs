@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::kinds::{Parsed, PodStatus};
 use super::last_good::LastGood;
 use super::manifest::{self, Located};
-use super::{Event, Object, ObjectKey, PROBLEMS_SHOWN_MAX, Problem, Report, Sink, Source};
+use super::{Event, Object, ObjectKey, PROBLEMS_SHOWN_MAX, Problem, Read, Report, Sink, Source};
 
 /// A save is several events; this long after one everything is read.
 const DEBOUNCE: Duration = Duration::from_millis(40);
@@ -306,7 +306,7 @@ impl Scanner {
     pub fn report(&self) -> Report {
         let errors = self.directory_errors.iter().chain(&self.duplicates);
         Report {
-            files: self.files.len(),
+            read: Read::Files(self.files.len()),
             errors: errors
                 .chain(self.files.values().flat_map(|file| &file.errors))
                 .take(PROBLEMS_SHOWN_MAX)

@@ -52,12 +52,29 @@ impl std::fmt::Display for Problem {
     }
 }
 
+/// How much a source reads, and of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Read {
+    Files(usize),
+    /// Of an API server.
+    Objects(usize),
+}
+
 /// What a source has to say about its input as it stands.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    pub files: usize,
+    #[serde(flatten)]
+    pub read: Read,
     pub errors: Vec<Problem>,
     pub warnings: Vec<Problem>,
+}
+
+impl Report {
+    /// Before the first word of the source.
+    pub fn empty(read: Read) -> Self {
+        Self { read, errors: Vec::new(), warnings: Vec::new() }
+    }
 }
 
 /// Where a source sends to.

@@ -1,4 +1,5 @@
-//! Objects whose status Weft writes, as a source last saw them. Empty with a source that has nowhere to write to.
+//! Objects of which Weft says something to whoever looks at them, as a source last saw them: in their status, or with events. Empty
+//! with a source that has nowhere to write to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,19 +27,50 @@ pub struct Subject {
     pub status: Value,
 }
 
+/// An object without a status of Weft's, and what is wrong with its labels and annotations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    pub uid: String,
+    /// What is wrong, and what counts instead; never empty.
+    pub warnings: Vec<String>,
+}
+
 #[derive(Debug, Default)]
 pub struct Subjects {
     current: Mutex<BTreeMap<ObjectKey, Arc<Subject>>>,
+    remarks: Mutex<BTreeMap<ObjectKey, Arc<Remark>>>,
     pub changed: Notify,
 }
 
 impl Subjects {
-    pub fn set(&self, key: &ObjectKey, subject: Option<Subject>) {
-        match subject {
-            Some(subject) => drop(self.current.lock().insert(key.clone(), Arc::new(subject))),
-            None => drop(self.current.lock().remove(key)),
-        }
+    pub fn set(&self, key: &ObjectKey, subject: Subject) {
+        self.current.lock().insert(key.clone(), Arc::new(subject));
         self.changed.notify_one();
+    }
+
+    /// None: nothing is wrong with it any more.
+    pub fn remark(&self, key: &ObjectKey, remark: Option<Remark>) {
+        let differs = match remark {
+            Some(remark) => {
+                let next = Arc::new(remark);
+                self.remarks.lock().insert(key.clone(), next.clone()) != Some(next)
+            }
+            None => self.remarks.lock().remove(key).is_some(),
+        };
+        if differs {
+            self.changed.notify_one();
+        }
+    }
+
+    /// The object is gone.
+    pub fn forget(&self, key: &ObjectKey) {
+        self.current.lock().remove(key);
+        self.remarks.lock().remove(key);
+        self.changed.notify_one();
+    }
+
+    pub fn remarks(&self) -> BTreeMap<ObjectKey, Arc<Remark>> {
+        self.remarks.lock().clone()
     }
 
     pub fn all(&self) -> Vec<(ObjectKey, Arc<Subject>)> {

@@ -16,6 +16,8 @@ const NAME: &str = "weft-control";
 const DURATION: Duration = Duration::from_secs(15);
 /// A third of it: two renewals may fail.
 const RENEWAL: Duration = Duration::from_secs(5);
+/// Between two looks of a replica that waits for it: what passes beyond [`DURATION`] after a holder was killed.
+const LOOK: Duration = Duration::from_secs(2);
 /// Of one attempt, its two requests together: an API server that hangs must not keep a holder from noticing that its time is over.
 const ATTEMPT_WAIT_MAX: Duration = Duration::from_secs(4);
 /// A holder that could not renew for this long stops writing, before another one begins.
@@ -58,7 +60,7 @@ pub(super) async fn elect(
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(RENEWAL) => {}
+            () = tokio::time::sleep(if leading { RENEWAL } else { LOOK }) => {}
         }
     }
     if *leads.borrow() {
@@ -128,7 +130,7 @@ fn held_by(identity: &str, transitions: i32) -> LeaseSpec {
     let now = MicroTime(Timestamp::now());
     LeaseSpec {
         holder_identity: Some(identity.to_owned()),
-        lease_duration_seconds: Some(15),
+        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
         acquire_time: Some(now.clone()),
         renew_time: Some(now),
         lease_transitions: Some(transitions),

@@ -1,10 +1,12 @@
-//! Status in the Kubernetes API: what became of each route and policy, and how many nodes have it.
+//! Status in the Kubernetes API: what became of each route and policy, and how many nodes have it; and events (`events`) on objects
+//! that have no status of Weft's.
 //!
 //! Every replica publishes what its own nodes have (`replicas`); the one that holds the Lease (`lease`) writes. What stands
 //! there already is not written again; writes are bounded per second, and made against the version that was read. Start at
 //! [`run`]; what is written is decided in `route` and `policy`.
 
 mod conditions;
+mod events;
 mod lease;
 mod policy;
 mod replicas;
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::conditions::Nodes;
+use self::events::Events;
 use self::replicas::{Have, Replicas};
 use crate::source::ObjectKey;
 use crate::source::kubernetes::resource_of;
@@ -57,7 +60,7 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let (sender, leads) = watch::channel(false);
     let election = tokio::spawn(lease::elect(leases.clone(), identity.clone(), sender, stop.clone()));
     let replicas = Replicas::new(leases, &identity);
-    let mut writer = Writer::new(world, client, replicas);
+    let mut writer = Writer::new(world, client, replicas, identity);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -89,6 +92,7 @@ struct Writer {
     world: Arc<World>,
     client: Client,
     replicas: Replicas,
+    events: Events,
     counted: Counted,
     have: Have,
     /// What is counted from has changed since the last count.
@@ -113,9 +117,18 @@ async fn bounded<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, R
 }
 
 impl Writer {
-    fn new(world: Arc<World>, client: Client, replicas: Replicas) -> Self {
-        let (counted, have) = (Counted::new(), Have::new());
-        Self { world, client, replicas, counted, have, recount: true, settled: None, troubled: false }
+    fn new(world: Arc<World>, client: Client, replicas: Replicas, identity: String) -> Self {
+        Self {
+            events: Events::new(client.clone(), identity),
+            world,
+            client,
+            replicas,
+            counted: Counted::new(),
+            have: Have::new(),
+            recount: true,
+            settled: None,
+            troubled: false,
+        }
     }
 
     /// The first failure of several, and their end.
@@ -144,12 +157,14 @@ impl Writer {
         bounded(self.replicas.publish(&self.have)).await?;
         if !leading {
             self.settled = None;
+            self.events.yield_to_another();
             return Ok(());
         }
+        let told = self.events.round(self.world.subjects.remarks()).await;
         let others = bounded(self.replicas.others()).await?;
         // At rest a round is one question to the API server, however many objects there are.
         if self.settled.as_ref() == Some(&others) {
-            return Ok(());
+            return told;
         }
         let mut written = 0;
         for (key, subject, nodes) in &self.counted {
@@ -162,7 +177,7 @@ impl Writer {
         }
         // What was written comes back as a change; what could not be written is judged again.
         self.settled = (written == 0).then_some(others);
-        Ok(())
+        told
     }
 
     /// Of each object: the nodes that need it, and those of this replica that have it.

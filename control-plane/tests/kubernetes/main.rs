@@ -5,7 +5,9 @@
 mod api_server;
 mod cluster;
 mod control;
+mod events;
 mod identity;
+mod lease;
 mod node;
 mod outages;
 mod proxy;

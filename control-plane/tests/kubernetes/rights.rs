@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::api_server::ApiServer;
 use super::cluster::{POLICY, ROUTE, apply, conditions, gateway_api, install, label, shop};
-use super::control::Control;
+use super::control::{Control, until};
+use super::events::{events_on, odd_pod};
 use super::identity::{NAMESPACE, account, pod, published, token};
 use super::node::Node;
 
@@ -54,6 +55,10 @@ async fn the_charts_rights_are_enough_and_none_is_missing() {
     let programmed = [("Programmed", "False", "1 of 2 nodes have it")];
     conditions(&client, POLICY, &programmed).await;
     conditions(&client, ROUTE, &[("Accepted", "True", "")]).await;
+
+    // What is wrong with an object that has no status of Weft's.
+    apply(&client, &odd_pod("odd", "maybe")).await.unwrap();
+    until("an event", || async { (events_on(&client, "Pod", "odd").await.len() == 1).then_some(()) }).await;
 
     // Tokens, and a pod that the watch need not have brought yet.
     let agent = pod(&client, NAMESPACE, "agent", "node-2", "weft-node").await;

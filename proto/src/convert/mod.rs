@@ -88,7 +88,7 @@ pub fn version_of(resource: &Resource) -> Version {
 }
 
 /// FNV-1a, 64 bit: fixed for ever, because versions are compared across restarts and releases.
-fn fnv1a_64(bytes: &[u8]) -> u64 {
+pub fn fnv1a_64(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))

@@ -61,3 +61,9 @@ impl Watched {
 pub(crate) fn resource_of(kind: Kind) -> Option<ApiResource> {
     WATCHED.iter().find(|watched| watched.kind == kind && watched.has_status).map(Watched::resource)
 }
+
+/// Kinds that have no status of Weft's, and labels and annotations that mean something to it: what is wrong with these is told by an
+/// event.
+pub(super) fn is_told_by_event(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::Pod)
+}

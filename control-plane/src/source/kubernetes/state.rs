@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::kinds::WATCHED;
+use super::kinds::{WATCHED, is_told_by_event};
 use super::raw::Item;
 use crate::source::object::{Object, ObjectKey};
-use crate::source::subjects::Subjects;
-use crate::source::{Event, PROBLEMS_SHOWN_MAX, Problem, Report};
+use crate::source::subjects::{Remark, Subjects};
+use crate::source::{Event, PROBLEMS_SHOWN_MAX, Problem, Read, Report};
 
 /// What the watch of one kind tells.
 #[derive(Debug)]
@@ -114,7 +114,7 @@ impl State {
                 }
             }
         }
-        Report { files: objects, errors, warnings }
+        Report { read: Read::Objects(objects), errors, warnings }
     }
 }
 
@@ -135,16 +135,20 @@ fn delete(of_kind: &mut OfKind, subjects: &Subjects, key: &ObjectKey, changes: &
     if of_kind.objects.remove(key).is_some_and(|held| held.good.is_some()) {
         changes.push(Event::Delete(key.clone()));
     }
-    subjects.set(key, None);
+    subjects.forget(key);
 }
 
 fn apply(of_kind: &mut OfKind, subjects: &Subjects, item: Item, changes: &mut Vec<Event>) {
     let Item { key, uid, outcome, warnings, subject } = item;
-    if subject.is_some() {
+    if let Some(subject) = subject {
         subjects.set(&key, subject);
     }
     let held = of_kind.objects.entry(key.clone()).or_default();
     let other = held.uid != uid;
+    if is_told_by_event(key.kind) && (other || held.warnings != warnings) {
+        let remark = Remark { uid: uid.clone(), warnings: warnings.clone() };
+        subjects.remark(&key, Some(remark).filter(|remark| !remark.warnings.is_empty()));
+    }
     held.uid = uid;
     if held.warnings != warnings {
         warnings.iter().for_each(|warning| tracing::warn!(object = %key, "{warning}"));

@@ -251,6 +251,29 @@ fn nothing_in_a_pods_labels_and_annotations_takes_it_out_of_the_configuration() 
 }
 
 #[test]
+fn a_wrong_label_is_remarked_until_it_is_mended_or_its_object_is_gone() {
+    let pod = |uid: &str, word: &str| {
+        let metadata = json!({"name": "a", "namespace": "shop", "uid": uid, "labels": {"weft.dev/mesh": word}});
+        Told::Applied(Box::new(item(Kind::Pod, json!({ "metadata": metadata, "spec": {"containers": []} }))))
+    };
+    let mut state = complete();
+    let subjects = state.subjects.clone();
+    let remarked = || -> Vec<(String, usize)> {
+        subjects.remarks().values().map(|remark| (remark.uid.clone(), remark.warnings.len())).collect()
+    };
+    for (told, remarks) in [
+        (pod("u", "maybe"), vec![("u".to_owned(), 1)]),
+        (pod("v", "maybe"), vec![("v".to_owned(), 1)]),
+        (pod("v", "enabled"), vec![]),
+        (pod("v", "maybe"), vec![("v".to_owned(), 1)]),
+        (Told::Listed(Vec::new()), vec![]),
+    ] {
+        take(&mut state, Kind::Pod, told);
+        assert_eq!(remarked(), remarks);
+    }
+}
+
+#[test]
 fn nothing_in_a_namespaces_labels_and_annotations_opens_its_pods() {
     let namespace = |labels: serde_json::Value, annotations: serde_json::Value| {
         let metadata = json!({"name": "shop", "uid": "u", "labels": labels, "annotations": annotations});
