@@ -1,4 +1,4 @@
-//! `weft config <namespace>/<pod>`: what the proxy of a pod's node holds for that pod.
+//! `weft config [<namespace>/]<pod>`: what the proxy of a pod's node holds for that pod.
 
 use std::fmt::Write as _;
 
@@ -14,30 +14,62 @@ use crate::table::table;
 #[derive(Debug, Args)]
 #[command(after_help = WHO_IS_ASKED)]
 pub(crate) struct Arguments {
-    /// The pod
-    #[arg(value_name = "NAMESPACE/POD", value_parser = parse_pod)]
-    pod: (String, String),
+    /// The pod, as <pod> or <namespace>/<pod>
+    #[arg(value_name = "POD", value_parser = parse_pod)]
+    pod: Pod,
+    /// Namespace of the pod [default: that of the kubeconfig's context; of a lab: default]
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
     #[command(flatten)]
     mesh: Mesh,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
-fn parse_pod(text: &str) -> Result<(String, String), String> {
-    let name = |part: &str| {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pod {
+    namespace: Option<String>,
+    name: String,
+}
+
+fn parse_pod(text: &str) -> Result<Pod, String> {
+    let is_name = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
     };
-    match text.split_once('/') {
-        Some((namespace, pod)) if name(namespace) && name(pod) => Ok((namespace.into(), pod.into())),
-        _ => Err("is not <namespace>/<pod>".into()),
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    if namespace.is_some_and(|namespace| !is_name(namespace)) || !is_name(name) {
+        return Err("is not <pod> or <namespace>/<pod>".into());
+    }
+    Ok(Pod { namespace: namespace.map(str::to_owned), name: name.to_owned() })
+}
+
+impl Arguments {
+    /// None: the default one.
+    fn namespace(&self) -> Result<Option<&str>> {
+        match (self.namespace.as_deref(), self.pod.namespace.as_deref()) {
+            (Some(one), Some(other)) if one != other => {
+                bail!(
+                    "the pod is in one namespace: --namespace says {one}, {other}/{} says {other}",
+                    self.pod.name
+                )
+            }
+            (one, other) => Ok(one.or(other)),
+        }
     }
 }
 
+/// A lab has no kubeconfig that would say another.
+const NAMESPACE_OF_A_LAB: &str = "default";
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let (namespace, pod) = &arguments.pod;
+    let (namespace, pod) = (arguments.namespace()?, arguments.pod.name.as_str());
     let (node, answer) = match arguments.mesh.choose()? {
         Chosen::Cluster(target) => kubernetes::cluster_config(target, namespace, pod)?,
         Chosen::Lab(lab) => {
+            let namespace = namespace.unwrap_or(NAMESPACE_OF_A_LAB);
             let path = format!("/pod/{namespace}/{pod}");
             let mut found = None;
             for node in lab.nodes() {
@@ -174,10 +206,33 @@ shop/web on node1  revision 7
     }
 
     #[test]
-    fn a_pod_is_named_with_its_namespace() {
-        assert_eq!(parse_pod("shop/web-1"), Ok(("shop".into(), "web-1".into())));
-        for wrong in ["web", "/web", "shop/", "shop/we b", "a/b/c", "shop/../x"] {
+    fn a_pod_is_named_with_its_namespace_or_without() {
+        let pod = |namespace: Option<&str>, name: &str| {
+            Ok(Pod { namespace: namespace.map(str::to_owned), name: name.to_owned() })
+        };
+        assert_eq!(parse_pod("shop/web-1"), pod(Some("shop"), "web-1"));
+        assert_eq!(parse_pod("web-1"), pod(None, "web-1"));
+        for wrong in ["", "/web", "shop/", "shop/we b", "a/b/c", "shop/../x"] {
             assert!(parse_pod(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn two_namespaces_for_one_pod_are_a_mistake() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        for (line, namespace) in [
+            (["x", "web"].as_slice(), Ok(None)),
+            (&["x", "shop/web"], Ok(Some("shop"))),
+            (&["x", "web", "-n", "shop"], Ok(Some("shop"))),
+            (&["x", "shop/web", "-n", "shop"], Ok(Some("shop"))),
+            (&["x", "shop/web", "--namespace", "bank"], Err(())),
+        ] {
+            let arguments = <Line as clap::Parser>::parse_from(line).arguments;
+            assert_eq!(arguments.namespace().map_err(drop), namespace, "{line:?}");
         }
     }
 }

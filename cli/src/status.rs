@@ -11,7 +11,7 @@ use crate::Format;
 use crate::kubernetes;
 use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
 use crate::replicas::join;
-use crate::summary::{place_and_message, summary};
+use crate::summary::{place_and_message, summaries};
 use crate::table::table;
 
 #[derive(Debug, Args)]
@@ -44,7 +44,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Format::Table if arguments.verbose => {
             answers.iter().try_for_each(|(name, answer)| crate::write(&whole(name, answer)))?;
         }
-        Format::Table => print_summaries(&answers)?,
+        Format::Table => {
+            let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+            let answers = answers
+                .iter()
+                .map(|(name, answer)| (name.as_str(), answer.as_ref().map_err(|error| format!("{error:#}"))));
+            crate::write(&summaries(answers, now_unix_s))?;
+        }
     }
     let silent: Vec<&str> = answers.iter().filter(|(_, a)| a.is_err()).map(|(n, _)| n.as_str()).collect();
     if !silent.is_empty() {
@@ -72,17 +78,6 @@ fn asked(arguments: &Arguments) -> Result<Vec<(String, Result<Value>)>> {
             Ok(answers)
         }
     }
-}
-
-fn print_summaries(answers: &[(String, Result<Value>)]) -> Result<()> {
-    let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-    for (name, answer) in answers {
-        match answer {
-            Ok(status) => say!("{}", summary(name, status, now_unix_s))?,
-            Err(error) => say!("{name}  NO ANSWER: {error:#}\n")?,
-        }
-    }
-    Ok(())
 }
 
 fn whole(name: &str, answer: &Result<Value>) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Pure: answers of `/status` and the time in, text out. What an answer lacks is left out, never made up.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -9,13 +10,57 @@ use serde_json::Value;
 use crate::replicas::is_elsewhere;
 use crate::table::table;
 
-/// The summary of one answer: the control plane's has `nodes`, a node's has `node`.
-pub(crate) fn summary(name: &str, status: &Value, now_unix_s: u64) -> String {
-    if status["nodes"].is_object() {
-        control(name, status, now_unix_s)
-    } else {
-        node(name, status, now_unix_s)
+/// A block for each answer, by name: the control plane's has `nodes`, a node's has `node`.
+pub(crate) fn summaries<'a>(
+    answers: impl IntoIterator<Item = (&'a str, Result<&'a Value, String>)>,
+    now_unix_s: u64,
+) -> String {
+    let answers: Vec<_> = answers.into_iter().collect();
+    let is_control = |status: &&Value| status["nodes"].is_object();
+    let mut faults =
+        Faults::of(answers.iter().filter_map(|(_, answer)| answer.clone().ok()).filter(is_control));
+    let blocks = answers.into_iter().map(|(name, answer)| match answer {
+        Ok(status) if is_control(&status) => control(name, status, now_unix_s, &mut faults),
+        Ok(status) => node(name, status, now_unix_s),
+        Err(error) => format!("{name}  NO ANSWER: {error}\n"),
+    });
+    blocks.map(|block| format!("{block}\n")).collect()
+}
+
+/// What is wrong with objects, and how many replicas of the control plane say so: all of them see the same objects.
+#[derive(Default)]
+struct Faults(BTreeMap<(&'static str, String), usize>);
+
+impl Faults {
+    fn of<'a>(controls: impl Iterator<Item = &'a Value>) -> Self {
+        let mut all = Self::default();
+        for fault in controls.flat_map(faults) {
+            *all.0.entry(fault).or_default() += 1;
+        }
+        all
     }
+
+    /// For the first who says it; None: it was told.
+    fn tell(&mut self, fault: (&'static str, String)) -> Option<String> {
+        let replicas = self.0.remove(&fault)?;
+        let text = fault.1;
+        Some(if replicas > 1 { format!("{text} ({replicas} replicas say so)") } else { text })
+    }
+}
+
+/// Label and text of each.
+fn faults(status: &Value) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    for (label, kind) in [("error", "errors"), ("warning", "warnings")] {
+        all.extend(list(&status["source"][kind]).map(|problem| (label, place_and_message(problem))));
+    }
+    let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
+    for route in list(&status["routes"]).filter(bad) {
+        let (kind, name) = (text(&route["kind"]), text(&route["route"]));
+        let why = format!("{}: {}", text(&route["reason"]), text(&route["message"]));
+        all.push(("route", format!("{kind} {name} at {}: {why}", text(&route["parent"]))));
+    }
+    all
 }
 
 fn text(value: &Value) -> &str {
@@ -53,8 +98,12 @@ fn line(out: &mut String, label: &str, shown: &str) {
     let _ = writeln!(out, "  {label:<13}{shown}");
 }
 
-fn control(name: &str, status: &Value, now: u64) -> String {
-    let ready = if status["ready"] == true { "ready" } else { "NOT READY: the manifests are not read yet" };
+fn control(name: &str, status: &Value, now: u64, told: &mut Faults) -> String {
+    let ready = match (status["ready"] == true, status["source"]["objects"].is_u64()) {
+        (true, _) => "ready",
+        (false, true) => "NOT READY: the objects of the API server are not listed yet",
+        (false, false) => "NOT READY: the manifests are not read yet",
+    };
     let mut out = format!("{name}  weft-control {}  {ready}\n", text(&status["version"]));
     line(&mut out, "trust domain", text(&status["trust_domain"]));
     let nodes: Vec<_> = status["nodes"].as_object().into_iter().flatten().collect();
@@ -62,7 +111,10 @@ fn control(name: &str, status: &Value, now: u64) -> String {
     let in_sync = nodes.iter().filter(|(_, node)| is_in_sync(node)).count();
     let elsewhere = nodes.iter().filter(|(_, node)| is_elsewhere(node)).count();
     let revision = &status["revision"];
-    let mut shown = format!("{in_sync} of {} in sync at revision {revision}", nodes.len());
+    let mut shown = match nodes.len() {
+        0 => format!("none has connected yet; revision {revision}"),
+        all => format!("{in_sync} of {all} in sync at revision {revision}"),
+    };
     if elsewhere > 0 {
         let _ = write!(shown, ", {elsewhere} of them connected to another replica");
     }
@@ -81,16 +133,11 @@ fn control(name: &str, status: &Value, now: u64) -> String {
             line(&mut out, "refused", &format!("by {node}, {when}: {}", why.join("; ")));
         }
     }
-    for (label, kind) in [("error", "errors"), ("warning", "warnings")] {
-        for problem in list(&status["source"][kind]) {
-            line(&mut out, label, &place_and_message(problem));
+    for fault in faults(status) {
+        let label = fault.0;
+        if let Some(shown) = told.tell(fault) {
+            line(&mut out, label, &shown);
         }
-    }
-    let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
-    for route in list(&status["routes"]).filter(bad) {
-        let (kind, name) = (text(&route["kind"]), text(&route["route"]));
-        let why = format!("{}: {}", text(&route["reason"]), text(&route["message"]));
-        line(&mut out, "route", &format!("{kind} {name} at {}: {why}", text(&route["parent"])));
     }
     out
 }
@@ -140,6 +187,14 @@ fn control_connection(control: &Value, now: u64) -> String {
     if let Some(applied_ms) = control["applied_unix_ms"].as_u64() {
         let when = ago(applied_ms / 1_000, now);
         let _ = write!(shown, ", revision {} applied {when}", control["revision"]);
+    }
+    match (control["in_sync"].as_bool(), control["revisions_behind"].as_u64()) {
+        (Some(true), _) => shown.push_str(", in sync"),
+        (Some(false), Some(behind)) if behind > 0 => {
+            let _ = write!(shown, ", {behind} revisions behind");
+        }
+        (Some(false), _) => shown.push_str(", not in sync yet"),
+        (None, _) => {}
     }
     shown
 }
@@ -230,6 +285,12 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
+    /// Of one that answered alone.
+    fn summary(name: &str, status: &Value, now_unix_s: u64) -> String {
+        let text = summaries([(name, Ok(status))], now_unix_s);
+        text.strip_suffix('\n').unwrap().to_owned()
+    }
+
     #[test]
     fn a_node_is_summed_up() {
         let status = json!({
@@ -243,7 +304,7 @@ mod tests {
             },
             "traces": {"endpoint": "http://127.0.0.1:4317/", "exported": 9, "dropped": 0, "failed_calls": 0},
             "control": {"connected": true, "synced": true, "revision": 12, "last_error": null, "refused": [],
-                        "applied_unix_ms": (NOW - 90) * 1_000},
+                        "in_sync": false, "revisions_behind": 2, "applied_unix_ms": (NOW - 90) * 1_000},
             "certificates": [{"identity": "spiffe://cluster.local/ns/shop/sa/web",
                               "not_after_unix_s": NOW + 7_300, "last_error": null}],
             "pods": [
@@ -257,7 +318,7 @@ mod tests {
             summary("node1", &status, NOW),
             "\
 node1  weft-node 0.1.0  Linux 6.1.0  ready
-  control      connected, revision 12 applied 90 s ago
+  control      connected, revision 12 applied 90 s ago, 2 revisions behind
   redirect     on, 75 % of local bytes; not of accepted sockets: kernels before 6.18
   maps         fullest: sockets, 500 of 1000 (50 %)
   certificates 1, the next ends in 2 h
@@ -324,6 +385,36 @@ control  weft-control 0.1.0  ready
   error        shop.yaml:4: no kind
   warning      Pod shop/a: label
   route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
+"
+        );
+    }
+
+    #[test]
+    fn what_all_replicas_say_is_told_once_with_their_number() {
+        let replica = |nodes: Value, further: &str| {
+            let errors = json!([{"file": "Pod shop/a", "line": 0, "message": "odd"},
+                                {"file": "Pod shop/a", "line": 0, "message": further}]);
+            json!({"version": "1", "ready": further == "yours", "trust_domain": "c", "revision": 7, "nodes": nodes,
+                   "source": {"objects": 3, "errors": errors, "warnings": []}, "routes": []})
+        };
+        let (one, two) = (replica(json!({}), "mine"), replica(json!({}), "yours"));
+        let shown = summaries([("c-1", Ok(&one)), ("c-2", Ok(&two)), ("n1", Err("it hangs".into()))], NOW);
+        assert_eq!(
+            shown,
+            "\
+c-1  weft-control 1  NOT READY: the objects of the API server are not listed yet
+  trust domain c
+  nodes        none has connected yet; revision 7
+  error        Pod shop/a: odd (2 replicas say so)
+  error        Pod shop/a: mine
+
+c-2  weft-control 1  ready
+  trust domain c
+  nodes        none has connected yet; revision 7
+  error        Pod shop/a: yours
+
+n1  NO ANSWER: it hangs
+
 "
         );
     }

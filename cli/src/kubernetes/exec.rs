@@ -12,22 +12,33 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::words::Words as _;
 use super::{Cluster, NAMESPACE};
 
-/// An admin endpoint answers from memory; exec itself takes some hundred milliseconds on a busy node.
-const ANSWER_WAIT_MAX: Duration = Duration::from_secs(20);
+/// For one page of one pod. An admin endpoint answers from memory, and exec itself takes some hundred milliseconds on a busy node: what
+/// takes longer hangs, and whoever asks wants to know of the others.
+pub(super) const STATUS_WAIT_MAX: Duration = Duration::from_secs(3);
+/// What one proxy holds for a pod, of which nobody else could tell: it is waited for.
+pub(super) const CONFIG_WAIT_MAX: Duration = Duration::from_secs(20);
 /// A dump of a large mesh; more is not an answer but an accident.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// What lies between the connection and its reader.
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// What `<binary> admin <path>` prints in a pod of Weft, as JSON.
-pub(super) async fn admin(cluster: &Cluster, pod: &str, binary: &str, path: &str) -> Result<Value> {
+pub(super) async fn admin(
+    cluster: &Cluster,
+    pod: &str,
+    binary: &str,
+    path: &str,
+    wait_max: Duration,
+) -> Result<Value> {
     let asked = async {
         let text = run(cluster, pod, binary, &[&format!("/usr/local/bin/{binary}"), "admin", path]).await?;
         serde_json::from_str(&text).with_context(|| format!("{path} did not answer with JSON"))
     };
-    let answer = tokio::time::timeout(ANSWER_WAIT_MAX, asked).await;
+    let answer = tokio::time::timeout(wait_max, asked).await;
     answer
-        .unwrap_or_else(|_| bail!("no answer within {} s", ANSWER_WAIT_MAX.as_secs()))
+        .unwrap_or_else(|_| {
+            bail!("no answer within {} s: {binary} hangs, or the kubelet of its node", wait_max.as_secs_f32())
+        })
         .with_context(|| format!("{pod}: {binary} admin {path}"))
 }
 

@@ -1,5 +1,7 @@
 //! What the parts of Weft in a cluster answer on their admin endpoints, asked all at once.
 
+use std::time::Duration;
+
 use anyhow::{Result, anyhow, bail};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,8 +12,8 @@ use super::readiness::{Workload, pods};
 use super::words::{Words as _, is_missing};
 use super::{Cluster, NAMESPACE, Target, exec};
 
-/// Each `exec` is a connection through the API server and a process on a node.
-const ASKED_AT_ONCE_MAX: usize = 16;
+/// Each `exec` is a connection through the API server and a process on a node. So many pods that hang cost no more than one.
+const ASKED_AT_ONCE_MAX: usize = 32;
 
 /// What one part of Weft answered.
 pub(crate) struct Answer {
@@ -27,26 +29,39 @@ pub(crate) type Statuses = Vec<(String, Result<Value>)>;
 pub(crate) fn cluster_statuses(target: &Target) -> Result<(String, Statuses)> {
     super::block_on(async {
         let cluster = target.connect().await?;
-        let mut all = answers(&cluster, Workload::Control, "/status").await?;
-        all.extend(answers(&cluster, Workload::Node, "/status").await?);
-        if all.is_empty() {
+        let of = |workload| statuses(&cluster, workload, exec::STATUS_WAIT_MAX);
+        let (controls, nodes) = tokio::try_join!(of(Workload::Control), of(Workload::Node))?;
+        if controls.is_empty() && nodes.is_empty() {
             bail!(
                 "Weft is not installed on {}: no pod of it is in {NAMESPACE}; see `weft install`",
                 cluster.server
             );
         }
-        Ok((cluster.server, all.into_iter().map(|answer| (answer.name, answer.value)).collect()))
+        let mut all = Statuses::new();
+        for (of, answers) in [(Workload::Control, controls), (Workload::Node, nodes)] {
+            if answers.is_empty() {
+                all.push((of.name().to_owned(), Err(anyhow!("it has no pod; see `weft check`"))));
+            }
+            all.extend(answers.into_iter().map(|answer| (answer.name, answer.value)));
+        }
+        Ok((cluster.server, all))
     })
 }
 
-/// What the proxy of a pod's node holds for it, and the name of that node.
-pub(crate) fn cluster_config(target: &Target, namespace: &str, pod: &str) -> Result<(String, Value)> {
+/// What the proxy of a pod's node holds for it, and the name of that node. No namespace: as kubectl, that of the kubeconfig's context.
+pub(crate) fn cluster_config(target: &Target, namespace: Option<&str>, pod: &str) -> Result<(String, Value)> {
     super::block_on(async {
         let cluster = target.connect().await?;
-        let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+        let by_default = namespace.is_none();
+        let namespace = namespace.unwrap_or(cluster.client.default_namespace()).to_owned();
+        let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
         let found = match api.get(pod).await {
             Err(error) if is_missing(&error) => {
-                bail!("there is no pod {namespace}/{pod} on {}", cluster.server)
+                let whose = match by_default {
+                    true => "; that is the namespace of the context, say another one with --namespace",
+                    false => "",
+                };
+                bail!("there is no pod {namespace}/{pod} on {}{whose}", cluster.server)
             }
             other => other.doing(&format!("read pod {namespace}/{pod}"))?,
         };
@@ -58,17 +73,18 @@ pub(crate) fn cluster_config(target: &Target, namespace: &str, pod: &str) -> Res
             anyhow!("no weft-node runs on {node}, where {namespace}/{pod} is; see `weft check`")
         })?;
         let path = format!("/pod/{namespace}/{pod}");
-        let answer = exec::admin(&cluster, &pod_name(proxy), Workload::Node.name(), &path).await?;
+        let binary = Workload::Node.name();
+        let answer = exec::admin(&cluster, &pod_name(proxy), binary, &path, exec::CONFIG_WAIT_MAX).await?;
         Ok((node, answer))
     })
 }
 
-/// One path, asked of every pod of a workload; in the order of their names.
-pub(super) async fn answers(cluster: &Cluster, of: Workload, path: &str) -> Result<Vec<Answer>> {
+/// `/status` of every pod of a workload, in the order of their names; one that hangs is named after `wait_max`, and delays no other.
+pub(super) async fn statuses(cluster: &Cluster, of: Workload, wait_max: Duration) -> Result<Vec<Answer>> {
     let ask = |pod: Pod| async move {
         let name = pod_name(&pod);
         let value = match running(&pod) {
-            true => exec::admin(cluster, &name, of.name(), path).await,
+            true => exec::admin(cluster, &name, of.name(), "/status", wait_max).await,
             false => Err(anyhow!("{name} does not run")),
         };
         let shown = match of {
@@ -94,4 +110,60 @@ fn on_node(pod: &Pod) -> Option<&String> {
 
 fn pod_name(pod: &Pod) -> String {
     pod.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Instant;
+
+    use http::{Request, Response};
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    const WAIT_MAX: Duration = Duration::from_millis(300);
+
+    /// An API server that knows pods, and never answers to an exec in one but `n0`'s, which is refused.
+    async fn answer(request: Request<Body>, pods: usize) -> Result<Response<Body>, Infallible> {
+        let (path, of) = (request.uri().path(), |n| {
+            json!({"metadata": {"name": format!("weft-node-{n}")}, "spec": {"nodeName": format!("n{n}"), "containers": []},
+                   "status": {"phase": if n == 1 { "Pending" } else { "Running" }}})
+        });
+        let (code, body) = match path {
+            _ if path.ends_with("/pods") => {
+                (200, json!({"metadata": {}, "items": (0..pods).map(of).collect::<Vec<_>>()}))
+            }
+            _ if path.ends_with("/weft-node-0/exec") => (403, json!({"message": "not you", "code": 403})),
+            _ => std::future::pending().await,
+        };
+        Ok(Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap())
+    }
+
+    #[test]
+    fn pods_that_hang_are_named_after_one_wait_in_all_and_the_others_are_told() {
+        const PODS: usize = 10;
+        let told = super::super::block_on(async {
+            let service = tower::service_fn(|request| answer(request, PODS));
+            let cluster = Cluster { client: Client::new(service, "default"), server: "fake".to_owned() };
+            let began = Instant::now();
+            let told = statuses(&cluster, Workload::Node, WAIT_MAX).await?;
+            assert!((WAIT_MAX..3 * WAIT_MAX).contains(&began.elapsed()), "{:?}", began.elapsed());
+            Ok(told)
+        })
+        .unwrap();
+        let rows: Vec<String> =
+            told.iter().map(|one| format!("{}: {:#}", one.name, one.value.as_ref().unwrap_err())).collect();
+        assert_eq!(rows.len(), PODS);
+        assert!(rows[0].starts_with("n0: weft-node-0: ") && !rows[0].contains("hangs"), "{}", rows[0]);
+        assert_eq!(rows[1], "n1: weft-node-1 does not run");
+        for (n, row) in rows.iter().enumerate().skip(2) {
+            let hung = format!(
+                "n{n}: weft-node-{n}: weft-node admin /status: no answer within 0.3 s: weft-node hangs, or the kubelet of its node"
+            );
+            assert_eq!(*row, hung);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use x509_parser::pem::Pem;
 
 use super::facts::{InstalledFacts, WorkloadFacts};
-use super::finding::Finding;
+use super::finding::{Finding, Level};
 use crate::replicas::is_elsewhere;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -31,9 +31,7 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     findings.extend(definitions(facts));
     findings.push(leader(facts));
     findings.extend(roots(facts));
-    for (name, status) in answered(facts.control.as_ref()) {
-        findings.extend(control(name, status));
-    }
+    findings.extend(controls(answered(facts.control.as_ref())));
     for (name, status) in answered(facts.node.as_ref()) {
         findings.extend(node(name, status, facts.now_unix_s));
     }
@@ -163,6 +161,25 @@ fn roots(facts: &InstalledFacts) -> Vec<Finding> {
             format!("{} roots, the last ends in {} days", ends.len(), left / 86_400),
         ),
     }]
+}
+
+/// What several replicas find, all of them, is one finding: they see the same objects.
+fn controls<'a>(answers: impl Iterator<Item = (&'a str, &'a Value)>) -> Vec<Finding> {
+    let mut merged: Vec<(Finding, usize)> = Vec::new();
+    for finding in answers.flat_map(|(name, status)| control(name, status)) {
+        let same = |(other, _): &&mut (Finding, usize)| {
+            finding.level != Level::Ok && other.level == finding.level && other.detail == finding.detail
+        };
+        match merged.iter_mut().find(same) {
+            Some((_, replicas)) => *replicas += 1,
+            None => merged.push((finding, 1)),
+        }
+    }
+    let named = merged.into_iter().map(|(finding, replicas)| match replicas {
+        1 => finding,
+        _ => Finding { what: format!("weft-control ({replicas} replicas)"), ..finding },
+    });
+    named.collect()
 }
 
 fn control(name: &str, status: &Value) -> Vec<Finding> {

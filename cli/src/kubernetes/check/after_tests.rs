@@ -80,6 +80,26 @@ fn what_a_replica_last_knew_of_a_node_that_is_at_another_one_is_no_fault() {
 }
 
 #[test]
+fn what_all_replicas_find_is_one_finding() {
+    let mut facts = good();
+    let replica = |own: &str| {
+        let mut status = control_status();
+        status["source"]["warnings"] = json!([{"file": "Pod shop/a", "line": 0, "message": "label"}, {"file": own, "line": 0, "message": "own"}]);
+        Ok(status)
+    };
+    facts.control.as_mut().unwrap().answers = vec![("a".into(), replica("x")), ("b".into(), replica("y"))];
+    let warnings: Vec<String> = judge(&facts)
+        .iter()
+        .filter(|finding| finding.level == Level::Warning)
+        .map(|finding| format!("{}: {}", finding.what, finding.detail))
+        .collect();
+    assert_eq!(
+        warnings,
+        ["weft-control (2 replicas): Pod shop/a: label", "weft-control a: x: own", "weft-control b: y: own"]
+    );
+}
+
+#[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
     let cases: [(Spoil, Level, &str); 21] = [

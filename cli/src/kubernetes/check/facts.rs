@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::Result;
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join, join_all};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -20,8 +20,8 @@ use super::super::manifest::{self, Images};
 use super::super::readiness::{self, Progress, Workload};
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
-use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL};
-use crate::replicas::join;
+use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL, exec};
+use crate::replicas;
 
 /// A verb on a resource of a group, in Weft's namespace or in all.
 const PERMISSIONS: [(&str, &str, &str, bool); 12] = [
@@ -229,20 +229,15 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
         return Ok(None);
     }
     let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-    let control = match deployment {
-        Some(object) => {
-            let progress = readiness::deployment(&object);
-            Some(workload(cluster, Workload::Control, progress, object.labels()).await?)
-        }
-        None => None,
-    };
-    let node = match daemon_set {
-        Some(object) => {
-            let progress = readiness::daemon_set(&object);
-            Some(workload(cluster, Workload::Node, progress, object.labels()).await?)
-        }
-        None => None,
-    };
+    let control = OptionFuture::from(deployment.map(|object| {
+        let progress = readiness::deployment(&object);
+        workload(cluster, Workload::Control, progress, object.metadata.labels.unwrap_or_default())
+    }));
+    let node = OptionFuture::from(daemon_set.map(|object| {
+        let progress = readiness::daemon_set(&object);
+        workload(cluster, Workload::Node, progress, object.metadata.labels.unwrap_or_default())
+    }));
+    let (control, node) = join(control, node).await;
     let lease = read(Api::<Lease>::namespaced(client.clone(), NAMESPACE), CONTROL).await;
     let leader = lease.doing("read Lease weft-control")?.and_then(|lease| lease.spec).and_then(|spec| {
         let renewed = u64::try_from(spec.renew_time?.0.as_second()).unwrap_or(0);
@@ -252,8 +247,8 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
     let bundle = bundle.doing("read ConfigMap weft-trust-bundle")?;
     Ok(Some(InstalledFacts {
         now_unix_s,
-        control,
-        node,
+        control: control.transpose()?,
+        node: node.transpose()?,
         nodes_without: nodes_without(cluster).await?,
         definitions: definitions(client).await?,
         leader,
@@ -265,10 +260,10 @@ async fn workload(
     cluster: &Cluster,
     of: Workload,
     progress: Progress,
-    labels: &BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
 ) -> Result<WorkloadFacts> {
-    let mut answers = sources::answers(cluster, of, "/status").await?;
-    join(answers.iter_mut().filter_map(|one| Some((one.name.as_str(), one.value.as_mut().ok()?))));
+    let mut answers = sources::statuses(cluster, of, exec::STATUS_WAIT_MAX).await?;
+    replicas::join(answers.iter_mut().filter_map(|one| Some((one.name.as_str(), one.value.as_mut().ok()?))));
     let told = |answer: sources::Answer| (answer.name, answer.value.map_err(|error| format!("{error:#}")));
     Ok(WorkloadFacts {
         progress,
