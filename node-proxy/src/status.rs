@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use weft_ebpf::Feature;
+use weft_ebpf::{Feature, ProbeReport};
 
 use crate::cni::CniStatus;
 use crate::discovery::ControlStatus;
@@ -47,6 +47,9 @@ pub struct KernelStatus {
     pub redirect_to_applications_reason: Option<String>,
     /// Why not for sockets that applications accept; None: for them too.
     pub redirect_accepted_reason: Option<String>,
+    /// What this kernel was found to do at the start.
+    pub probes: Vec<ProbeStatus>,
+    /// What is wrong with it and tolerated.
     pub caveat: Option<String>,
     /// The hooks that are attached to the node's cgroup.
     pub programs: Vec<String>,
@@ -56,6 +59,14 @@ pub struct KernelStatus {
     pub events: BTreeMap<&'static str, u64>,
     pub maps: Vec<MapStatus>,
     pub error: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeStatus {
+    pub probe: &'static str,
+    pub passed: bool,
+    /// Why it did not.
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,6 +108,28 @@ pub enum PodState {
     Failed,
     /// On this node, outside the mesh.
     NotEnrolled,
+}
+
+fn why(feature: &Feature) -> Option<String> {
+    match feature {
+        Feature::Available => None,
+        Feature::Off(reason) => Some(reason.clone()),
+    }
+}
+
+/// By the names that `docs/kernel.md` has for them.
+fn probes(report: &ProbeReport) -> Vec<ProbeStatus> {
+    let features = [
+        ("redirect", &report.redirect),
+        ("redirect_to_applications", &report.redirect_to_applications),
+        ("redirect_accepted", &report.redirect_accepted),
+    ];
+    let told = features.map(|(probe, feature)| ProbeStatus {
+        probe,
+        passed: feature.available(),
+        reason: why(feature),
+    });
+    told.into()
 }
 
 impl Node {
@@ -145,10 +178,6 @@ impl Node {
 
     fn kernel_status(&self) -> KernelStatus {
         let report = self.kernel.probe_report();
-        let why = |feature: &Feature| match feature {
-            Feature::Available => None,
-            Feature::Off(reason) => Some(reason.clone()),
-        };
         let redirect = self.kernel.redirect_on();
         let off = || why(&report.redirect).unwrap_or_else(|| "switched off by --redirect=off".into());
         let (counters, fill, attached) =
@@ -162,6 +191,7 @@ impl Node {
             redirect_reason: (!redirect).then(off),
             redirect_to_applications_reason: why(&report.redirect_to_applications),
             redirect_accepted_reason: why(&report.redirect_accepted),
+            probes: probes(report),
             caveat: report.caveat.clone(),
             programs,
             lookups,
@@ -207,5 +237,30 @@ impl Node {
             connections_inbound,
             connections_max: self.places.per_pod(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_probe_of_the_kernel_is_told_with_its_result() {
+        let report = ProbeReport {
+            kernel: "6.1".into(),
+            redirect: Feature::Available,
+            redirect_to_applications: Feature::Available,
+            redirect_accepted: Feature::Off("kernels before 6.18 confuse them".into()),
+            caveat: None,
+        };
+        let told = serde_json::to_value(probes(&report)).unwrap();
+        assert_eq!(
+            told,
+            serde_json::json!([
+                {"probe": "redirect", "passed": true, "reason": null},
+                {"probe": "redirect_to_applications", "passed": true, "reason": null},
+                {"probe": "redirect_accepted", "passed": false, "reason": "kernels before 6.18 confuse them"},
+            ])
+        );
     }
 }

@@ -82,7 +82,11 @@ fn a_restart_while_a_file_is_broken_keeps_its_last_good_objects() {
         let mut restarted = scanner(directory.path());
         assert_eq!(keys(&restarted.scan(true)), ["=Namespace a", "=Namespace b"], "{broken:?}");
         let report = restarted.report();
-        assert_eq!((report.read, report.errors.len(), report.warnings.len()), (Read::Files(2), 1, 1), "{report:?}");
+        assert_eq!(
+            (report.read, report.errors.len(), report.warnings.len()),
+            (Read::Files(2), 1, 1),
+            "{report:?}"
+        );
         assert!(report.warnings[0].to_string().contains("its last good content"), "{report:?}");
         // Also where it is a restart's second, and until the file is mended or deleted.
         assert_eq!(keys(&scanner(directory.path()).scan(true)).len(), 2);

@@ -253,7 +253,8 @@ fn nothing_in_a_pods_labels_and_annotations_takes_it_out_of_the_configuration() 
 #[test]
 fn a_wrong_label_is_remarked_until_it_is_mended_or_its_object_is_gone() {
     let pod = |uid: &str, word: &str| {
-        let metadata = json!({"name": "a", "namespace": "shop", "uid": uid, "labels": {"weft.dev/mesh": word}});
+        let metadata =
+            json!({"name": "a", "namespace": "shop", "uid": uid, "labels": {"weft.dev/mesh": word}});
         Told::Applied(Box::new(item(Kind::Pod, json!({ "metadata": metadata, "spec": {"containers": []} }))))
     };
     let mut state = complete();
