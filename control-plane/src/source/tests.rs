@@ -235,6 +235,76 @@ fn what_is_misspelt_is_an_error_in_own_kinds_and_a_warning_in_core_kinds() {
 }
 
 #[test]
+fn what_is_misspelt_in_kind_or_version_is_no_other_kind_of_somebody_elses() {
+    for (version, kind, line) in [
+        ("weft.dev/v1", "AuthorizationPolicy", 1),
+        ("weft.dev/v1alpha2", "TrafficPolicy", 1),
+        ("weft.dev/v1alpha1", "AuthorizationPolicies", 2),
+        ("v1", "Namespac", 2),
+        ("V1", "Namespace", 1),
+        ("v1beta1", "Pod", 1),
+        ("gateway.networking.k8s.io/v1beta1", "HTTPRoute", 1),
+        ("gateway.networking.k8s.io/v1alpha2", "GRPCRoute", 1),
+        ("discovery.k8s.io/v1beta1", "EndpointSlice", 1),
+    ] {
+        let error = error_of(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
+        assert!(error.starts_with(&format!("f.yaml:{line}: ")), "{error}");
+    }
+    for (version, kind) in [
+        ("v1", "ConfigMap"),
+        ("v1", "PodList"),
+        ("batch/v1", "Job"),
+        ("gateway.networking.k8s.io/v1alpha2", "TCPRoute"),
+        ("gateway.networking.k8s.io/v1", "Gateway"),
+        ("security.istio.io/v1", "AuthorizationPolicy"),
+    ] {
+        let manifest = manifest::parse("f.yaml", &format!("apiVersion: {version}\nkind: {kind}\n")).unwrap();
+        assert_eq!((manifest.objects.len(), manifest.warnings.len()), (0, 1), "{version} {kind}");
+    }
+}
+
+#[test]
+fn what_is_misspelt_and_no_error_is_a_warning() {
+    for (text, told) in [
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  labels: {weft.dev/mehs: enabled}\n",
+            "f.yaml:5: label weft.dev/mehs",
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  annotations: {weft.dev/mesh: enabled}\n",
+            "f.yaml:5: annotation weft.dev/mesh",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {weft.dev/exclude-ports: '1'}\n",
+            "f.yaml:5: annotation weft.dev/exclude-ports",
+        ),
+    ] {
+        let warnings = manifest::parse("f.yaml", text).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].to_string().starts_with(told), "{warnings:?}");
+    }
+    let known = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a, labels: {weft.dev/mesh: enabled, weft.dev/mtls: strict, app: x}}\n";
+    assert_eq!(manifest::parse("f.yaml", known).unwrap().warnings, []);
+
+    let policy = |principal: &str, method: &str| {
+        let text = format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec:\n  action: DENY\n  rules:\n  \
+             - from:\n    - principals: ['{principal}']\n    to:\n    - methods: ['{method}']\n"
+        );
+        let warnings = manifest::parse("f.yaml", &text).unwrap().warnings;
+        warnings.iter().map(|warning| warning.line).collect::<Vec<_>>()
+    };
+    for (principal, method, lines) in [
+        ("cluster.local/ns/a/sa/b", "GET", vec![]),
+        ("spiffe://cluster.local/ns/a/sa/b", "PURGE", vec![]),
+        ("*/sa/b", "purge", vec![]),
+        ("ns/a/sa/b", "get", vec![8, 10]),
+        ("b", "Post", vec![8, 10]),
+    ] {
+        assert_eq!(policy(principal, method), lines, "{principal} {method}");
+    }
+}
+
+#[test]
 fn values_are_refused_with_line_and_value() {
     let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  \
                  parentRefs:\n  - {group: '', kind: Service, name: backend, port: 80}\n  rules:\n  - matches:\n    - path: \

@@ -5,6 +5,7 @@ mod directory;
 mod nodes;
 mod stream;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -245,6 +246,20 @@ async fn a_scraper_is_shown_metrics_and_health_and_nothing_else() {
         let answer = get(path).await;
         assert!(answer.contains("404 Not Found") && !answer.contains("shop"), "{path}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn the_page_of_the_control_plane_names_every_metric_and_no_other() {
+    let page = include_str!("../../../docs/control-plane.md");
+    let documented: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("| `weft_control_")?.split('`').next()).collect();
+    let world = World::start().await;
+    let text = until(&world, "/metrics", |text| text.contains("# TYPE")).await;
+    let shown: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE weft_control_")?.split(' ').next())
+        .collect();
+    assert_eq!(shown, documented);
 }
 
 fn request() -> Vec<u8> {

@@ -12,7 +12,7 @@ use super::super::manifest::{Document, Refused};
 use super::super::object::{
     EndpointSlice, Namespace, Node, Object, PodReference, Service, ServicePort, SliceEndpoint, TargetPort,
 };
-use super::{annotation, id_of, label, read_core, shown};
+use super::{annotation, id_of, label, read_core, shown, warn_of_unknown};
 
 type Warn<'a> = dyn FnMut(usize, String) + 'a;
 
@@ -21,6 +21,7 @@ pub(super) fn namespace(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<
     let name = read.metadata.name.as_deref().unwrap_or_default();
     let id =
         NamespacedName::new(name, name).map_err(|e| document.refuse("metadata", format!("metadata: {e}")))?;
+    warn_of_unknown(document, &read.metadata, &["mesh", "mtls"], &["mtls"], warn);
     let mode = label(&read.metadata, "weft.dev/mtls").or_else(|| annotation(&read.metadata, "weft.dev/mtls"));
     let inbound_mode = match mode.map(|text| inbound_mode(text).ok_or(text)) {
         None => None,

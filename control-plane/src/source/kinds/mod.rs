@@ -56,7 +56,7 @@ pub fn read(
         ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
             grant::reference_grant(document)?
         }
-        ("weft.dev/v1alpha1", "AuthorizationPolicy") => Some(policy::authorization_policy(document)?),
+        ("weft.dev/v1alpha1", "AuthorizationPolicy") => Some(policy::authorization_policy(document, warn)?),
         ("weft.dev/v1alpha1", "TrafficPolicy") => Some(traffic::traffic_policy(document)?),
         ("weft.dev/v1alpha1", "PodStatus") => {
             return pod::pod_status(document).map(Parsed::PodStatus).map(Some);
@@ -66,6 +66,9 @@ pub fn read(
         }
         ("", _) | (_, "") => return Err(document.refuse("kind", "apiVersion and kind must be given")),
         (version, other) => {
+            if let Some((field, wrong)) = misspelt(version, other) {
+                return Err(document.refuse(field, wrong));
+            }
             warn(
                 document.line_of("kind"),
                 format!("kind {other} of {version} is not used by Weft and ignored"),
@@ -74,6 +77,49 @@ pub fn read(
         }
     };
     Ok(object.map(Parsed::Object))
+}
+
+/// The kinds of core objects: the list is closed, so that any other is a slip of the pen.
+const CORE_KINDS: &[&str] = &[
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "Service",
+    "ServiceAccount",
+];
+
+/// The field and why what is meant for Weft is not what it says. Taken for somebody else's, it would not be in force, and neither
+/// would the last good version of it.
+fn misspelt(api_version: &str, kind: &str) -> Option<(&'static str, String)> {
+    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let read_as =
+        |at: &str| Some(("apiVersion", format!("{kind} of {api_version:?} is not read, but of {at}")));
+    match (group, kind) {
+        ("weft.dev", _) => Some(("apiVersion", format!("weft.dev has no version {version:?}, but v1alpha1"))),
+        ("", _) if version != "v1" => {
+            Some(("apiVersion", format!("apiVersion {version:?} has no group and is not v1")))
+        }
+        ("", _) if !CORE_KINDS.contains(&kind.strip_suffix("List").unwrap_or(kind)) => {
+            Some(("kind", format!("v1 has no kind {kind:?}")))
+        }
+        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute" | "ReferenceGrant") => {
+            read_as("gateway.networking.k8s.io/v1")
+        }
+        ("discovery.k8s.io", "EndpointSlice") => read_as("discovery.k8s.io/v1"),
+        _ => None,
+    }
 }
 
 /// What a strict kind is wrapped in; a field beside these is an error.
@@ -122,6 +168,25 @@ fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
 
 fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Warns of each label and annotation that has Weft's name and is none of these (`weft.dev/` left out).
+fn warn_of_unknown(
+    document: &Document<'_>,
+    metadata: &ObjectMeta,
+    labels: &[&str],
+    annotations: &[&str],
+    warn: &mut dyn FnMut(usize, String),
+) {
+    for (what, of_object, known) in
+        [("label", &metadata.labels, labels), ("annotation", &metadata.annotations, annotations)]
+    {
+        let own = of_object.iter().flatten().filter_map(|(key, _)| key.strip_prefix("weft.dev/"));
+        for key in own.filter(|key| !known.contains(key)) {
+            let line = document.line_of(&format!("metadata.{what}s"));
+            warn(line, format!("{what} weft.dev/{} is not known here and ignored", shown(key)));
+        }
+    }
 }
 
 /// What is shown of a wrong value: an annotation may be 256 KiB.

@@ -15,11 +15,15 @@ use weft_proto::model::EXCLUSIONS_MAX;
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
 use super::probes::probe_ports;
-use super::{Envelope, annotation, id_of, label, listed, read_core, shown};
+use super::{Envelope, annotation, id_of, label, listed, read_core, shown, warn_of_unknown};
 
 /// What a kubelet writes into the mirror of a static pod.
 pub(crate) const STATIC_HASH: &str = "kubernetes.io/config.hash";
 pub(crate) const STATIC_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Of Weft's own, on a Pod.
+const ANNOTATIONS: &[&str] =
+    &["exclude-inbound-ports", "exclude-outbound-ports", "exclude-outbound-cidrs", "redirect", "pod-ips"];
 
 /// Addresses, place and readiness of a Pod of the same name. Overrides what the Pod's own manifest says.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,6 +110,7 @@ pub(super) fn pod(document: &Document<'_>, warn: &mut dyn FnMut(usize, String)) 
     let read: k8s::Pod = read_core(document, warn)?;
     let metadata = &read.metadata;
     let id = id_of(document, metadata)?;
+    warn_of_unknown(document, metadata, &["mesh"], ANNOTATIONS, warn);
     let spec = read.spec.unwrap_or_default();
     let status = read.status.unwrap_or_default();
     let uid = match metadata.uid.as_deref() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use weft_proto::identity::SpiffeId;
 use weft_proto::{convert, v1};
 
 use super::super::manifest::{Document, Refused};
@@ -255,11 +256,53 @@ fn check_operation(document: &Document<'_>, at: &str, operation: &Operation) -> 
     Ok(())
 }
 
-pub(super) fn authorization_policy(document: &Document<'_>) -> Result<Object, Refused> {
+/// Warns of what is allowed to be said and matches nobody: in a DENY it would forbid nothing without a word.
+fn warn_of_no_match(document: &Document<'_>, rules: &[Rule], warn: &mut dyn FnMut(usize, String)) {
+    for (i, rule) in rules.iter().enumerate() {
+        for (k, source) in rule.from.iter().enumerate() {
+            for (field, list) in
+                [("principals", &source.principals), ("notPrincipals", &source.not_principals)]
+            {
+                let path = format!("spec.rules.{i}.from.{k}.{field}");
+                for text in list.iter().filter(|text| !text.contains('*') && !is_principal(text)) {
+                    let form = "<trust domain>/ns/<namespace>/sa/<service account>";
+                    warn(
+                        document.line_of(&path),
+                        format!("{path}: {text:?} is nobody's, which is like {form}"),
+                    );
+                }
+            }
+        }
+        for (k, operation) in rule.to.iter().enumerate() {
+            for (field, list) in [("methods", &operation.methods), ("notMethods", &operation.not_methods)] {
+                let path = format!("spec.rules.{i}.to.{k}.{field}");
+                let capital = |text: &&String| METHODS.contains(&text.to_ascii_uppercase().as_str());
+                for text in list.iter().filter(capital).filter(|text| !METHODS.contains(&text.as_str())) {
+                    let instead = text.to_ascii_uppercase();
+                    warn(document.line_of(&path), format!("{path}: {text:?} is not the method {instead}"));
+                }
+            }
+        }
+    }
+}
+
+/// Those that everybody knows. Methods are compared with their case.
+const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+fn is_principal(text: &str) -> bool {
+    let text = text.strip_prefix("spiffe://").unwrap_or(text);
+    format!("spiffe://{text}").parse::<SpiffeId>().is_ok()
+}
+
+pub(super) fn authorization_policy(
+    document: &Document<'_>,
+    warn: &mut dyn FnMut(usize, String),
+) -> Result<Object, Refused> {
     use v1::authorization_policy::Action as WireAction;
     let read: Envelope<AuthorizationPolicySpec> = document.read(|_, _| {})?;
     let id = id_of(document, &read.metadata)?;
     check(document, &read.spec.rules)?;
+    warn_of_no_match(document, &read.spec.rules, warn);
     let wire = v1::AuthorizationPolicy {
         namespace: id.namespace.to_string(),
         name: id.name.to_string(),
