@@ -80,7 +80,9 @@ struct Socket(String);
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        for file in [self.0.clone(), format!("{}.waiting", self.0)] {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 
@@ -131,10 +133,12 @@ fn a_new_pod_is_in_the_mesh_before_its_first_process() -> Result<()> {
     ensure!(error["code"] == 11 && error["cniVersion"] == "1.0.0", "{error}");
     ensure!(error["msg"].as_str().is_some_and(|msg| msg.contains("weft-node")), "{error}");
     ensure!(error["details"].as_str().is_some_and(|details| details.contains(&path.0)), "{error}");
-    // The end of a pod is not held up, nor a pod of the cluster's own.
+    // The end of a pod is not held up, nor a pod of the cluster's own, nor one of a namespace that was not in the mesh.
     ensure!(call(&lab, "DEL", &pod)?.status.success());
-    let system = PodState { namespace: "kube-system".into(), ..pod.clone() };
-    ensure!(call(&lab, "ADD", &system)?.status.success());
+    for namespace in ["kube-system", "elsewhere"] {
+        let other = PodState { namespace: namespace.into(), ..pod.clone() };
+        ensure!(call(&lab, "ADD", &other)?.status.success(), "a pod of {namespace}");
+    }
 
     // Back again, the node is told of the sandbox anew, and of its end.
     lab.start_node("node1")?;

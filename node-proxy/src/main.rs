@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
+use weft_cni::notice::Notice;
 use weft_node::admin::AdminSources;
 use weft_node::cni::CniStatus;
 use weft_node::discovery::{self, ControlPlane, ControlStatus, Sink};
@@ -210,6 +211,7 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
         tokio::spawn(agent);
     }
     let installed = tokio::spawn(cni::install_once_in_sync(Arc::clone(&node)));
+    let noticed = tokio::spawn(cni::keep_notice(Arc::clone(&node)));
     let cluster = Cluster::from_environment(node.settings.daemonset.clone()).map(Arc::new);
     if let Some(cluster) = cluster.clone() {
         tokio::spawn(async move { cluster.verify().await });
@@ -232,7 +234,7 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
     enroller.lock().close();
     if uninstalled {
         // Not beside a repair of what is taken away.
-        let _ = installed.await;
+        let _ = (installed.await, noticed.await);
         let (pin_dir, host) =
             (node.settings.pin_dir.clone(), node.settings.cni.as_ref().and_then(|it| it.host.clone()));
         tokio::task::spawn_blocking(move || remove_all(&pin_dir, host.as_ref())).await??;
@@ -245,7 +247,8 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
             AdminAddress::Tcp(_) => None,
         };
         let cni = node.settings.cni.as_ref().map(|it| it.socket.as_path());
-        uninstall::remove_sockets(admin.into_iter().chain(cni));
+        let notice = cni.map(Notice::path);
+        uninstall::remove_sockets(notice.as_deref().into_iter().chain(admin).chain(cni));
         info!("weft-node ends; nothing of it is left on this node");
     } else {
         info!("weft-node ends; the hooks stay, and enrolled pods fail closed until it is back");

@@ -237,7 +237,7 @@ impl Cluster {
     }
 }
 
-/// The sockets, and their directory if nothing else is in it (where it is a mount point, it stays).
+/// The sockets, what lies beside them for the CNI plugin, and their directory if nothing else is in it (where it is a mount point, it stays).
 pub fn remove_sockets<'a>(sockets: impl IntoIterator<Item = &'a Path>) {
     for socket in sockets {
         // Best effort: whoever comes next replaces a dead socket.

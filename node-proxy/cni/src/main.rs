@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use weft_cni::ask::{AskError, Patience, ask};
 use weft_cni::conf::{self, Conf, Environment, Failure, VERSIONS, code};
+use weft_cni::notice::Notice;
 use weft_cni::wire::{Answer, Command};
 
 /// Longest configuration: the result of some plugins lists hundreds of routes.
@@ -77,7 +78,7 @@ fn call(environment: &Environment, stdin: &str) -> Result<Option<Value>, Failure
 fn add(environment: &Environment, conf: &Conf) -> Result<Option<Value>, Failure> {
     let addresses = conf.addresses()?;
     if let Some(namespace) = waits_for_the_agent(environment, conf) {
-        agree(conf, Command::Add(environment.sandbox(namespace, addresses)?))?;
+        agree(conf, namespace, Command::Add(environment.sandbox(namespace, addresses)?))?;
     }
     Ok(conf.prev_result.clone())
 }
@@ -85,7 +86,7 @@ fn add(environment: &Environment, conf: &Conf) -> Result<Option<Value>, Failure>
 fn check(environment: &Environment, conf: &Conf) -> Result<Option<Value>, Failure> {
     let addresses = conf.addresses()?;
     if let Some(namespace) = waits_for_the_agent(environment, conf) {
-        agree(conf, Command::Check(environment.sandbox(namespace, addresses)?))?;
+        agree(conf, namespace, Command::Check(environment.sandbox(namespace, addresses)?))?;
     }
     Ok(None)
 }
@@ -97,26 +98,47 @@ fn waits_for_the_agent<'a>(environment: &'a Environment, conf: &Conf) -> Option<
     (!excluded).then_some(namespace)
 }
 
-fn agree(conf: &Conf, command: Command) -> Result<(), Failure> {
-    let socket = &conf.entry.socket;
-    let (text, details) = match ask(Path::new(socket), command, &Patience::BEGIN) {
+/// The agent's word; while it gives none, what its notice says.
+fn agree(conf: &Conf, namespace: &str, command: Command) -> Result<(), Failure> {
+    let socket = Path::new(&conf.entry.socket);
+    let (text, mut details) = match ask(socket, command, &Patience::BEGIN) {
         Ok(Answer { error: None, .. }) => return Ok(()),
-        Ok(Answer { error: Some(error), .. }) => ("weft: the pod cannot be taken into the mesh yet", error),
-        Err(AskError::Away(error)) => (
+        Ok(Answer { error: Some(error), .. }) => {
+            let text = "weft: the pod cannot be taken into the mesh yet";
+            return Err(Failure::new(code::TRY_AGAIN, text, error));
+        }
+        Err(error) => no_answer(&error, &conf.entry.socket),
+    };
+    match Notice::read(socket) {
+        Ok(notice) if !notice.must_wait(namespace) => return Ok(()),
+        Ok(_) => {}
+        Err(error) => {
+            let path = Notice::path(socket);
+            details += &format!(
+                " Pods outside the mesh wait too, because {} cannot be read: {error}",
+                path.display()
+            );
+        }
+    }
+    Err(Failure::new(code::TRY_AGAIN, text, details))
+}
+
+fn no_answer(error: &AskError, socket: &str) -> (&'static str, String) {
+    match error {
+        AskError::Away(error) => (
             "weft: the pod waits for weft-node, which does not run on this node",
             format!(
                 "nobody answers at {socket}: {error}. Is the DaemonSet weft-node ready here? The kubelet tries again."
             ),
         ),
-        Err(error @ (AskError::Hangs(_) | AskError::Late(_))) => (
+        AskError::Hangs(_) | AskError::Late(_) => (
             "weft: the pod waits for weft-node, which does not answer",
             format!("{error} ({socket}). {LOOK_AT_THE_AGENT}"),
         ),
-        Err(error @ AskError::Broken(_)) => {
-            ("weft: the pod waits for weft-node, which gave no answer", format!("{error} ({socket})"))
+        AskError::Broken(_) => {
+            ("weft: the pod waits for weft-node, which gave no answer", format!("{error} ({socket})."))
         }
-    };
-    Err(Failure::new(code::TRY_AGAIN, text, details))
+    }
 }
 
 /// An agent that is away or hangs finds out by itself that the sandbox is gone.

@@ -1,10 +1,12 @@
-//! The plugin, called as a runtime calls it, beside a weft-node that listens and does not answer.
+//! The plugin, called as a runtime calls it, beside a weft-node that listens and does not answer, or is away.
 
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use weft_cni::notice::Notice;
 
 /// What the plugin is promised to need at most, and time to start a process on a busy machine.
 const END_MAX: Duration = Duration::from_secs(2 + 3);
@@ -73,4 +75,37 @@ fn a_pod_that_begins_is_told_soon_that_the_agent_hangs() {
     assert!(answer.contains("accepts connections but does not answer"), "{answer}");
     assert!(answer.contains("kubectl -n weft-system logs"), "{answer}");
     assert!(begun.elapsed() < BEGIN_MAX, "{:?}", begun.elapsed());
+}
+
+/// What the plugin does with a pod of the namespace `shop` where nobody listens, and this is the agent's notice.
+fn beside_notice(notice: Option<&str>) -> Output {
+    let directory = tempfile::tempdir().expect("there is room for a file");
+    let path = directory.path().join("cni.sock");
+    if let Some(notice) = notice {
+        std::fs::write(Notice::path(&path), notice).expect("there is room for a file");
+    }
+    call("ADD", &path)
+}
+
+#[test]
+fn only_pods_of_namespaces_that_the_agents_notice_names_wait_while_it_is_away() {
+    let outside = Notice::new(["bank".to_owned()]).to_json();
+    let enrolled = Notice::new(["bank".to_owned(), "shop".to_owned()]).to_json();
+    let cases = [
+        (None, false, "Pods outside the mesh wait too, because"),
+        (Some("{"), false, "Pods outside the mesh wait too, because"),
+        (Some(&*enrolled), false, "which does not run on this node"),
+        (Some(&*outside), true, "10.1.0.5"),
+    ];
+    // Each waits for the agent first, as long as for one that is being replaced.
+    std::thread::scope(|scope| {
+        for (notice, starts, told) in cases {
+            scope.spawn(move || {
+                let done = beside_notice(notice);
+                let answer = String::from_utf8(done.stdout).unwrap();
+                assert_eq!(done.status.success(), starts, "{notice:?}: {answer}");
+                assert!(answer.contains(told), "{notice:?}: {answer}");
+            });
+        }
+    });
 }

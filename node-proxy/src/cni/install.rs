@@ -196,7 +196,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 /// The file is there whole or as it was, also after a crash: written beside it, synced, renamed.
-fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     // No extension that a runtime reads; one that a dead process left is taken over.
     let beside = directory.join(format!(".{TYPE}.{}.tmp", std::process::id()));

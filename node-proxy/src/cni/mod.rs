@@ -1,11 +1,13 @@
 //! New pods: the CNI plugin holds a pod's start up until it is in the mesh, or known to stay out.
 //!
 //! `server` takes the plugin's requests, [`Agent`] answers them (by the control plane's [`word`] on the pod, then by setting it up through
-//! `enrol`), `install` and `conflist` put the plugin into the container runtime's configuration, and `keep` keeps it there.
+//! `enrol`), `install` and `conflist` put the plugin into the container runtime's configuration, `keep` keeps it there, and `notice` says
+//! what counts while nobody answers.
 
 mod conflist;
 mod install;
 mod keep;
+mod notice;
 mod server;
 mod word;
 
@@ -17,11 +19,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use weft_cni::notice::Notice;
 use weft_cni::wire::{Answer, Command, Sandbox as Told};
 use weft_proto::identity::PodUid;
 
 pub use install::{Host, InstallError};
 pub use keep::{CniStatus, install_once_in_sync};
+pub use notice::keep_notice;
 
 use self::server::Answers;
 use self::word::Word;
@@ -41,6 +45,8 @@ const TEXT_BYTES_MAX: usize = 4_096;
 pub struct Agent {
     node: Arc<Node>,
     enroller: Arc<Mutex<Enroller>>,
+    /// A predecessor's, for as long as there is no configuration.
+    notice: Option<Notice>,
 }
 
 /// Opens the socket; what is returned serves until the node drains: spawn it.
@@ -51,7 +57,8 @@ pub fn serve(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static + use<>> {
     let listener = open_unix(path, server::BACKLOG)?;
     let end: CancellationToken = node.drain.draining.clone();
-    let agent = Arc::new(Agent { node: Arc::clone(node), enroller: Arc::clone(enroller) });
+    let notice = Notice::read(path).ok();
+    let agent = Arc::new(Agent { node: Arc::clone(node), enroller: Arc::clone(enroller), notice });
     Ok(server::serve(listener, agent, end))
 }
 
@@ -112,7 +119,7 @@ impl Agent {
         let mut news = self.node.snapshot.subscribe();
         let started = tokio::time::Instant::now();
         loop {
-            let word = word::of(&self.node.snapshot.load(), &self.node.settings.node_name, told);
+            let (word, configured) = self.known(told);
             let connected = self.node.control.borrow().connected;
             let (wait, then) = match word {
                 Word::Enrol(uid) => return Ok(Some(uid)),
@@ -120,6 +127,7 @@ impl Agent {
                 // Nothing new can come.
                 Word::Unheard if !connected => return Ok(None),
                 Word::Unheard => (OPT_IN_WAIT, Ok(None)),
+                Word::Awaited(_) if !configured && self.was_outside(told) => (WORD_WAIT, Ok(None)),
                 Word::Awaited(reason) => (WORD_WAIT, Err(reason)),
             };
             if tokio::time::timeout_at(started + wait, news.changed()).await.is_ok() {
@@ -133,6 +141,17 @@ impl Agent {
                 format!("{reason} (waited {} s; {control})", wait.as_secs())
             });
         }
+    }
+
+    /// What is known about the pod, and whether anything is.
+    fn known(&self, told: &Told) -> (Word, bool) {
+        let snapshot = self.node.snapshot.load();
+        (word::of(&snapshot, &self.node.settings.node_name, told), snapshot.mesh().is_some())
+    }
+
+    /// By what this agent's predecessor last knew of the pod's namespace.
+    fn was_outside(&self, told: &Told) -> bool {
+        self.notice.as_ref().is_some_and(|notice| !notice.must_wait(&told.namespace))
     }
 
     /// A pod that stays out may be labelled later; then it is found at once, wherever its processes are.
