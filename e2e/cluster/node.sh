@@ -113,6 +113,7 @@ files() {
   rm -rf "$root/etc/cni" "$root/opt/cni" "$root/etc/kubernetes" "$root/var/lib/cni"
   mkdir -p "$root/etc/cni/net.d" "$root/opt/cni/bin"
   cp -r "$NODE_DIRECTORY/etc" "$root/etc/kubernetes"
+  mkdir "$root/etc/kubernetes/manifests"
   cp "$NODE_DIRECTORY/etc/10-pods.conflist" "$root/etc/cni/net.d/"
   local plugin
   for plugin in "$NODE_TOOLS"/cni/*; do ln -s "$plugin" "$root/opt/cni/bin/"; done

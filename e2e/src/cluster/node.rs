@@ -122,6 +122,11 @@ impl Cluster {
         first.ok_or_else(|| anyhow!("{node} has no process yet"))
     }
 
+    /// Where the kubelet of a node looks for manifests of its own, seen from this machine.
+    pub fn static_pods(&self, node: &str) -> Result<PathBuf> {
+        self.node_file(node, "/etc/kubernetes/manifests")
+    }
+
     /// A file of a node, seen from this machine.
     pub fn node_file(&self, node: &str, path: &str) -> Result<PathBuf> {
         Ok(PathBuf::from(format!("/proc/{}/root{path}", self.node_init(node)?)))

@@ -42,6 +42,7 @@ pub(crate) fn check() -> Result<()> {
         others.join("bin/etcd"),
         others.join("bin/containerd"),
         others.join("bin/runc"),
+        others.join("bin/helm"),
         others.join("cni/bridge"),
         others.join("images/pause.tar"),
         gateway_api(),

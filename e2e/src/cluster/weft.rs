@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Cluster;
+use super::{Cluster, tools};
 use crate::lab::Admin;
 use crate::tools::repository;
 
 /// The first start: two replicas of the control plane, then the nodes.
 const ROLLOUT_WAIT_MAX: Duration = Duration::from_secs(120);
 pub const NAMESPACE: &str = "weft-system";
+/// In the order of an installation.
+pub const WORKLOADS: [&str; 2] = ["deploy/weft-control", "ds/weft-node"];
 /// What images of this build are tagged with by default, as the chart is.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
 
@@ -57,13 +59,34 @@ impl Cluster {
         Ok(said)
     }
 
+    /// Runs `helm` in the repository against this cluster and gives what it printed.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut helm = Command::new(tools::others().join("bin/helm"));
+        helm.args(arguments)
+            .current_dir(repository())
+            .env("KUBECONFIG", self.kubeconfig())
+            .stdin(Stdio::null());
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            helm.env(home, self.directory().join("helm"));
+        }
+        let output = helm.output().context("helm")?;
+        if !output.status.success() {
+            bail!("helm {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until weft-control and weft-node are those last asked for, and ready.
+    pub fn wait_weft(&self) -> Result<()> {
+        WORKLOADS.iter().try_for_each(|workload| self.wait_rollout(NAMESPACE, workload, ROLLOUT_WAIT_MAX))
+    }
+
     /// Brings Weft into the cluster, or this build of it in the place of another, and waits until it is ready.
     pub fn install_weft(&self, binaries: &Path) -> Result<()> {
         self.load_weft_images(binaries, TAG)?;
-        let workloads = ["deploy/weft-control", "ds/weft-node"];
-        let was_there = self.kubectl(&["-n", NAMESPACE, "get", workloads[0]]).is_ok();
+        let was_there = self.kubectl(&["-n", NAMESPACE, "get", WORKLOADS[0]]).is_ok();
         self.weft(binaries, &["install"])?;
-        for workload in workloads {
+        for workload in WORKLOADS {
             // The same tag again: nothing that Kubernetes would see changed.
             if was_there {
                 self.kubectl(&["-n", NAMESPACE, "rollout", "restart", workload])?;

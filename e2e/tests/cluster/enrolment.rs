@@ -3,9 +3,7 @@
 use anyhow::{Result, ensure};
 use weft_e2e::lab::wait;
 
-use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, together};
-
-const TUNNEL_PORT: u16 = 15008;
+use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, TUNNEL_PORT, together};
 
 #[test]
 fn running_pods_join_and_leave_with_the_namespaces_label_and_are_not_restarted() -> Result<()> {

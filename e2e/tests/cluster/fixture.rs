@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use weft_e2e::cluster::Cluster;
-use weft_e2e::cluster::weft::TAG;
+use weft_e2e::cluster::weft::{NAMESPACE, TAG, WORKLOADS};
 use weft_e2e::lab::{Packets, wait};
 use weft_e2e::tools::built_beside;
 
@@ -17,6 +17,8 @@ const KEPT: &str = "WEFT_TEST_CLUSTER";
 pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(90);
 /// For a label, a policy or a pod to reach a node: "within a second" is what is promised, of a machine that is not loaded.
 pub(crate) const CHANGE_WAIT_MAX: Duration = Duration::from_secs(15);
+
+pub(crate) const TUNNEL_PORT: u16 = 15008;
 
 static TURN: RwLock<()> = RwLock::new(());
 static UP: OnceLock<Result<Cluster, String>> = OnceLock::new();
@@ -43,11 +45,17 @@ impl Drop for Turn {
     fn drop(&mut self) {
         // What a failed test took away and did not bring back should fail no other.
         if matches!(self.lock, Lock::Alone(_))
-            && let Err(error) = self.cluster.start_missing()
+            && let Err(error) = self.cluster.start_missing().and_then(|()| whole(self.cluster))
         {
             eprintln!("the cluster is not whole again: {error:#}");
         }
     }
+}
+
+/// With Weft in it.
+fn whole(cluster: &Cluster) -> Result<()> {
+    let there = cluster.kubectl(&["-n", NAMESPACE, "get", WORKLOADS[0], WORKLOADS[1], "-o", "name"]);
+    if there.is_ok() { cluster.wait_weft() } else { cluster.install_weft(&built_beside()) }
 }
 
 /// For a test that keeps to a namespace of its own.
@@ -113,27 +121,35 @@ impl<'a> Shop<'a> {
         Ok(shop)
     }
 
-    fn open(cluster: &'a Cluster, namespace: &'static str, enrolled: bool) -> Result<Self> {
+    /// Without anything in it, but the ServiceAccount `client`.
+    pub(crate) fn empty(cluster: &'a Cluster, namespace: &'static str, enrolled: bool) -> Result<Self> {
         let shop = Self { cluster, namespace };
         let label = if enrolled { ", labels: {weft.dev/mesh: enabled}" } else { "" };
-        cluster
-            .apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}{label}}}}}"))?;
+        shop.apply(&format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}{label}}}}}
+---
+{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: client, namespace: {namespace}}}}}"
+        ))?;
+        Ok(shop)
+    }
+
+    fn open(cluster: &'a Cluster, namespace: &'static str, enrolled: bool) -> Result<Self> {
+        let shop = Self::empty(cluster, namespace, enrolled)?;
         shop.apply(include_str!("shop.yaml"))?;
         cluster.wait_rollout(namespace, "sts/server", START_WAIT_MAX)?;
         for client in ["client1", "client2"] {
-            cluster.wait_field(
-                &["-n", namespace, "pod", client],
-                "{.status.phase}",
-                "Running",
-                START_WAIT_MAX,
-            )?;
+            shop.wait_running(client)?;
         }
         Ok(shop)
     }
 
     /// Applies manifests in which `@NS@` stands for the namespace and `@TAG@` for the tag of the images.
     pub(crate) fn apply(&self, manifests: &str) -> Result<()> {
-        self.cluster.apply(&manifests.replace("@NS@", self.namespace).replace("@TAG@", TAG))
+        self.cluster.apply(&self.filled(manifests))
+    }
+
+    pub(crate) fn filled(&self, manifests: &str) -> String {
+        manifests.replace("@NS@", self.namespace).replace("@TAG@", TAG)
     }
 
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
@@ -143,6 +159,11 @@ impl<'a> Shop<'a> {
     /// Sets (`name=value`) or removes (`name-`) the label of the namespace.
     pub(crate) fn label(&self, label: &str) -> Result<()> {
         self.cluster.kubectl(&["label", "--overwrite", "namespace", self.namespace, label]).map(drop)
+    }
+
+    pub(crate) fn wait_running(&self, pod: &str) -> Result<()> {
+        let pod = ["-n", self.namespace, "pod", pod];
+        self.cluster.wait_field(&pod, "{.status.phase}", "Running", START_WAIT_MAX)
     }
 
     /// Waits until the pods' nodes say that they are in the mesh.
@@ -184,11 +205,34 @@ impl<'a> Shop<'a> {
 
     /// What crosses node2's link while client1 talks to the server on node2, with the text `secret` in its requests.
     pub(crate) fn captured(&self, secret: &str) -> Result<Packets> {
+        self.captured_from("client1", secret)
+    }
+
+    /// The same, with another client on node1.
+    pub(crate) fn captured_from(&self, client: &str, secret: &str) -> Result<Packets> {
         let server = if self.node_of("server-0")? == "node2" { "server-0" } else { "server-1" };
         let url = format!("http://{server}.servers:8080/{secret}");
         let capture = self.cluster.capture("node2", "tcp")?;
-        self.reach("client1", &url)?;
+        self.reach(client, &url)?;
         capture.stop()
+    }
+
+    /// A pod on node1 whose first process asks the server, which is STRICT, with the very first connection: [`Shop::joined`].
+    pub(crate) fn newcomer(&self, name: &str) -> Result<()> {
+        self.apply(&include_str!("newcomer.yaml").replace("@NAME@", name))
+    }
+
+    /// The newcomer runs, was in the mesh before its first process, and is still.
+    pub(crate) fn joined(&self, name: &str) -> Result<()> {
+        self.wait_running(name)?;
+        let first = self.kubectl(&["logs", name, "-c", "first"])?;
+        ensure!(first.contains("\"ok\":1"), "the first connection of {name}: {first}");
+        self.wait_enrolled(&[name])?;
+        let secret = format!("secret-of-{name}");
+        let packets = self.captured_from(name, &secret)?;
+        ensure!(!packets.contains(&secret), "nothing of {name} is in the clear");
+        ensure!(packets.tls_records(TUNNEL_PORT) > 0, "and TLS crosses to the tunnel's port");
+        Ok(())
     }
 
     pub(crate) fn node_of(&self, pod: &str) -> Result<String> {

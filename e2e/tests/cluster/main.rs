@@ -11,6 +11,7 @@ mod enrolment;
 mod fixture;
 mod identity;
 mod lifecycle;
+mod newcomers;
 mod outages;
 mod policy;
 mod probes;

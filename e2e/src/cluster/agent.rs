@@ -1,0 +1,75 @@
+//! A node without its `weft-node`: one that hangs, or one whose Pod is gone. What is taken away comes back with the value that stands for it.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Cluster;
+use super::weft::NAMESPACE;
+use crate::lab::{Admin, wait};
+
+const PATCH: [&str; 6] = ["-n", NAMESPACE, "patch", "ds", "weft-node", "--type=merge"];
+/// It drains, asks the API server whether it is being removed, and ends.
+const END_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// A `weft-node` that does nothing while the value lives.
+#[derive(Debug)]
+pub struct Hung(Pid);
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        // It may have been replaced by its liveness probe.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// A node that the DaemonSet leaves out while the value lives.
+#[derive(Debug)]
+pub struct Away<'a> {
+    cluster: &'a Cluster,
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        let back = r#"{"spec": {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+            "template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": null}}}}}"#;
+        if let Err(error) = self.cluster.kubectl(&[&PATCH[..], &["-p", back]].concat()) {
+            eprintln!("a node stays without weft-node: {error:#}");
+        }
+    }
+}
+
+impl Cluster {
+    /// Stops the process, which keeps its sockets: the kernel still takes connections for it.
+    pub fn hang_agent(&self, node: &str) -> Result<Hung> {
+        let Admin::Unix(socket) = self.node_admin(node)? else { bail!("{node} has no socket of weft-node") };
+        let stream = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
+        let pid = socket_peercred(&stream)?.pid;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Hung(pid))
+    }
+
+    /// Takes the node's Pod of weft-node away, and waits until it is gone. The others stay as they are.
+    pub fn without_agent(&self, node: &str) -> Result<Away<'_>> {
+        let others: Vec<String> = self.nodes().into_iter().filter(|other| other != node).collect();
+        let [other] = others.as_slice() else { bail!("of two nodes, one can be left out: {others:?}") };
+        // Not replaced because their template has changed.
+        let patch = format!(
+            r#"{{"spec": {{"updateStrategy": {{"type": "OnDelete", "rollingUpdate": null}},
+            "template": {{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": "{other}"}}}}}}}}}}"#
+        );
+        let away = Away { cluster: self };
+        self.kubectl(&[&PATCH[..], &["-p", &patch]].concat())?;
+        let there = format!("--field-selector=spec.nodeName={node}");
+        let labels = "-l=app.kubernetes.io/name=weft-node";
+        wait::until(END_WAIT_MAX, || {
+            let pods = self.kubectl(&["-n", NAMESPACE, "get", "pods", labels, &there, "-o", "name"])?;
+            ensure!(pods.is_empty(), "{node} still has {pods}");
+            Ok(())
+        })?;
+        Ok(away)
+    }
+}
