@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -51,6 +51,9 @@ pub struct Settings {
     /// Milliseconds that an answer may take
     #[arg(long, default_value_t = 10_000)]
     pub timeout_ms: u64,
+    /// End with the first answer of this status, and tell when it came
+    #[arg(long, value_name = "STATUS")]
+    pub until_status: Option<u16>,
 }
 
 /// Latencies of a run, kept whole: tests are small.
@@ -94,6 +97,8 @@ struct Outcome {
     latencies: Latencies,
     connections: u64,
     body_bytes: u64,
+    /// When the first answer of the status that was waited for came.
+    until: Option<SystemTime>,
 }
 
 impl Outcome {
@@ -114,6 +119,7 @@ impl Outcome {
         self.latencies.0.extend(other.latencies.0);
         self.connections += other.connections;
         self.body_bytes += other.body_bytes;
+        self.until = [self.until, other.until].into_iter().flatten().min();
     }
 }
 
@@ -122,10 +128,11 @@ pub async fn run(settings: Settings) -> Result<serde_json::Value> {
     ensure!(settings.requests.is_some() || settings.duration.is_some(), "give --requests or --duration");
     ensure!(settings.url.authority().is_some(), "--url needs a host, such as http://backend/");
     let (settings, taken) = (Arc::new(settings), Arc::new(AtomicU64::new(0)));
+    let ended = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..settings.connections.max(1) {
-        clients.spawn(client(settings.clone(), taken.clone(), start));
+        clients.spawn(client(settings.clone(), taken.clone(), ended.clone(), start));
     }
     let mut all = Outcome::default();
     while let Some(outcome) = clients.join_next().await {
@@ -133,20 +140,26 @@ pub async fn run(settings: Settings) -> Result<serde_json::Value> {
     }
     let (seconds, ok) = (start.elapsed().as_secs_f64(), all.statuses.get(&200).copied().unwrap_or(0));
     let requests = all.statuses.values().sum::<u64>() + all.errors.values().sum::<u64>();
+    let until = all.until.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_millis());
     Ok(json!({
         "requests": requests, "ok": ok, "failed": requests - ok,
         "statuses": all.statuses, "errors": all.errors, "versions": all.versions, "pods": all.pods,
         "ms": all.latencies.summary(), "seconds": seconds, "per_second": requests as f64 / seconds,
-        "connections": all.connections, "body_bytes": all.body_bytes,
+        "connections": all.connections, "body_bytes": all.body_bytes, "until_unix_ms": until,
     }))
 }
 
 /// One connection's worth of requests.
-async fn client(settings: Arc<Settings>, taken: Arc<AtomicU64>, start: Instant) -> Outcome {
+async fn client(
+    settings: Arc<Settings>,
+    taken: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+    start: Instant,
+) -> Outcome {
     let (mut outcome, mut connection) = (Outcome::default(), None);
     loop {
         let turn = taken.fetch_add(1, Ordering::Relaxed);
-        if settings.requests.is_some_and(|max| turn >= max) {
+        if ended.load(Ordering::Relaxed) || settings.requests.is_some_and(|max| turn >= max) {
             return outcome;
         }
         // At a fixed rate the latency counts from when the request was due, so that a stall is not hidden.
@@ -158,11 +171,19 @@ async fn client(settings: Arc<Settings>, taken: Arc<AtomicU64>, start: Instant) 
         }
         let wait_max = Duration::from_millis(settings.timeout_ms);
         let asked = tokio::time::timeout(wait_max, ask(&settings, &mut connection, &mut outcome)).await;
-        if let Err(e) = asked.unwrap_or_else(|_| Err(anyhow!("no answer in {wait_max:?}"))) {
-            outcome.error(&e);
-            connection = None;
-        } else {
-            outcome.latencies.add(due.elapsed());
+        match asked.unwrap_or_else(|_| Err(anyhow!("no answer in {wait_max:?}"))) {
+            Ok(status) => {
+                outcome.latencies.add(due.elapsed());
+                if settings.until_status == Some(status) {
+                    outcome.until = Some(SystemTime::now());
+                    // The other connections end, too.
+                    ended.store(true, Ordering::Relaxed);
+                }
+            }
+            Err(e) => {
+                outcome.error(&e);
+                connection = None;
+            }
         }
         if settings.reconnect {
             connection = None;
@@ -211,7 +232,7 @@ impl Connection {
     }
 }
 
-async fn ask(settings: &Settings, slot: &mut Option<Connection>, outcome: &mut Outcome) -> Result<()> {
+async fn ask(settings: &Settings, slot: &mut Option<Connection>, outcome: &mut Outcome) -> Result<u16> {
     // A server may close an idle connection at any time; that is no failure of a request.
     if let Some(open) = slot
         && !open.usable().await
@@ -235,7 +256,7 @@ async fn ask(settings: &Settings, slot: &mut Option<Connection>, outcome: &mut O
             }
         }
     }
-    Ok(())
+    Ok(status)
 }
 
 fn build(settings: &Settings) -> Result<Request<Full<Bytes>>> {

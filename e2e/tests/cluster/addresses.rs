@@ -75,3 +75,29 @@ fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() 
     }
     Ok(())
 }
+
+#[test]
+fn pods_that_are_not_ready_are_reached_by_the_services_that_publish_them() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "unready-too")?;
+    shop.apply(
+        "{apiVersion: v1, kind: Pod, metadata: {name: early, namespace: @NS@, labels: {app: early}}, spec: {nodeName: node1, terminationGracePeriodSeconds: 1, containers: [{name: echo,
+          image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '8080'], readinessProbe: {httpGet: {port: 8081, path: /}, periodSeconds: 1}}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: peers, namespace: @NS@}, spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: early}, ports: [{port: 8080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: published, namespace: @NS@}, spec: {publishNotReadyAddresses: true, selector: {app: early}, ports: [{port: 80, targetPort: 8080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: usual, namespace: @NS@}, spec: {selector: {app: early}, ports: [{port: 80, targetPort: 8080}]}}",
+    )?;
+    shop.wait_running("early")?;
+    for client in ["client1", "client2"] {
+        for url in ["http://peers:8080/", "http://published/"] {
+            wait::until(CHANGE_WAIT_MAX, || shop.reach(client, url).map(drop))?;
+        }
+        shop.reach_in_vain(client, "http://usual/")?;
+    }
+    let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    ensure!(shop.kubectl(&["get", "pod", "early", "-o", ready])? == "False", "it never was ready");
+    Ok(())
+}

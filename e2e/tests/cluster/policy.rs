@@ -1,11 +1,11 @@
 //! Policies and routes by `kubectl apply`: in force soon, told in the status, refused where they are wrong.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
 use weft_e2e::lab::wait;
 
-use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, together};
+use crate::fixture::{CHANGE_WAIT_MAX, Running, START_WAIT_MAX, Shop, together};
 
 const DENY: &str = "{apiVersion: weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: deny, namespace: @NS@}, spec: {selector: {matchLabels: {app: server}}, action: DENY,
   rules: [{from: [{principals: ['cluster.local/ns/@NS@/sa/client']}], to: [{paths: ['/private*']}]}]}}";
@@ -32,7 +32,7 @@ fn a_route_applied_under_load_takes_effect_without_a_failed_request() -> Result<
     let shop = Shop::enrolled(&cluster, "route")?;
     shop.apply("{apiVersion: v1, kind: Service, metadata: {name: first, namespace: @NS@}, spec: {selector: {app: server, apps.kubernetes.io/pod-index: '0'}, ports: [{name: http, port: 80, targetPort: http, appProtocol: http}]}}")?;
     shop.reach("client1", "http://first/")?;
-    let load = crate::fixture::Running::start(
+    let load = Running::start(
         &shop,
         "client1",
         &["--url", "http://server/", "--rate", "50", "--duration", "12", "--connections", "2"],
@@ -77,7 +77,7 @@ fn a_traffic_policy_takes_effect_under_load_and_goes_again() -> Result<()> {
         Ok(())
     };
     wait::until(CHANGE_WAIT_MAX, || thirty(false))?;
-    let load = crate::fixture::Running::start(
+    let load = Running::start(
         &shop,
         "client2",
         &["--url", "http://flaky/", "--rate", "50", "--duration", "15", "--connections", "2"],
@@ -121,4 +121,91 @@ fn status_tells_whether_a_route_is_accepted_and_why_not() -> Result<()> {
         cluster.wait_field(&object, &condition("ResolvedRefs"), resolved, soon)?;
     }
     Ok(())
+}
+
+/// From the API server's answer (seen as the end of `kubectl`, some milliseconds later) to the first request that it decides, on each node.
+const IN_FORCE_MAX: Duration = Duration::from_secs(1);
+
+/// Applies manifests while a client on each node asks for `url`, each until it is answered with `status`.
+fn in_force(shop: &Shop<'_>, url: &str, manifests: &str, status: &str) -> Result<()> {
+    let watch = |client| {
+        let load = ["--url", url, "--rate", "100", "--duration", "30", "--until-status", status];
+        Running::start(shop, client, &load)
+    };
+    let asked = |pod: &str, node: &str| {
+        let (pod, namespace) = (format!("source_workload=\"{pod}\""), shop.namespace);
+        let namespace = format!("source_workload_namespace=\"{namespace}\"");
+        let of_pod = ["reporter=\"source\"", "response_code=\"200\"", pod.as_str(), namespace.as_str()];
+        shop.cluster.node_admin(node)?.metric("istio_requests_total", &of_pod)
+    };
+    let clients = [("client1", "node1"), ("client2", "node2")];
+    let before = clients.map(|(pod, node)| asked(pod, node).unwrap_or_default());
+    let watching = [watch("client1")?, watch("client2")?];
+    for ((pod, node), before) in clients.into_iter().zip(before) {
+        wait::until(START_WAIT_MAX, || {
+            ensure!(asked(pod, node)? > before, "{pod} asks nothing");
+            Ok(())
+        })?;
+    }
+    shop.apply(manifests)?;
+    let answered = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    for (watching, (pod, _)) in watching.into_iter().zip(clients) {
+        let told = watching.finish()?;
+        let Some(at) = told["until_unix_ms"].as_u64() else { bail!("{pod} never got {status}: {told}") };
+        let took = Duration::from_millis(at).saturating_sub(answered);
+        println!("{pod} got {status} {took:?} after kubectl's end");
+        ensure!(took <= IN_FORCE_MAX, "{pod} got {status} {took:?} after kubectl's end");
+        ensure!(told["errors"].as_object().is_some_and(serde_json::Map::is_empty), "{told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_and_a_route_are_in_force_on_all_nodes_within_a_second() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "second")?;
+    in_force(&shop, "http://server/private", DENY, "403")?;
+    let away = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: away, namespace: @NS@}, spec: {parentRefs: [{group: '', kind: Service, name: server}],
+          rules: [{filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /there}, statusCode: 302}}]}]}}";
+    in_force(&shop, "http://server/public", away, "302")
+}
+
+fn route(kind: &str, name: &str, backend: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: {kind}, metadata: {{name: {name}, namespace: @NS@}}, spec: {{parentRefs: [{{group: '', kind: Service, name: server, port: 80}}],
+          rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]}}}}"
+    )
+}
+
+#[test]
+fn of_two_routes_for_the_same_requests_one_gets_them_and_the_others_status_says_so() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "rivals")?;
+    shop.apply("{apiVersion: v1, kind: Service, metadata: {name: first, namespace: @NS@}, spec: {selector: {app: server, apps.kubernetes.io/pod-index: '0'}, ports: [{name: http, port: 80, targetPort: http, appProtocol: http}]}}")?;
+    let told = |name: &str, expected: &[&str]| {
+        let accepted = "jsonpath={.status.parents[0].conditions[?(@.type==\"Accepted\")]}";
+        wait::until(CHANGE_WAIT_MAX, || {
+            let condition = shop.kubectl(&["get", "httproute", name, "-o", accepted])?;
+            let missing: Vec<_> = expected.iter().filter(|text| !condition.contains(**text)).collect();
+            ensure!(missing.is_empty(), "{name} does not tell {missing:?}: {condition}");
+            Ok(())
+        })
+    };
+    // Older, or of the same second and first by name.
+    shop.apply(&route("HTTPRoute", "a-first", "first"))?;
+    shop.apply(&route("HTTPRoute", "b-second", "server"))?;
+    told("b-second", &["\"True\"", "not rules[0].matches[0] at port 80 (HTTPRoute a-first)"])?;
+    told("a-first", &["\"True\"", "\"message\":\"\""])?;
+    wait::until(CHANGE_WAIT_MAX, || {
+        let answered = shop.reach("client2", "http://server/")?;
+        ensure!(answered["pods"]["server-0"] == 4, "all to the first route's backend: {answered}");
+        Ok(())
+    })?;
+    // Nothing is merged with a GRPCRoute: both stand back.
+    shop.apply(&route("GRPCRoute", "calls", "server"))?;
+    for name in ["a-first", "b-second"] {
+        told(name, &["\"False\"", "Conflicted", "GRPCRoute rivals/calls comes first"])?;
+    }
+    shop.kubectl(&["delete", "grpcroute", "calls"])?;
+    told("a-first", &["\"True\"", "\"message\":\"\""])
 }
