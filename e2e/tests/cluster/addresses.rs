@@ -73,7 +73,13 @@ fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() 
     for client in ["client1", "client2"] {
         shop.reach(client, "http://172.30.0.11:18080/")?;
     }
-    Ok(())
+    // STRICT has no way for whoever comes without an identity, though its pod be labelled.
+    shop.kubectl(&["delete", "trafficpolicy", "open"])?;
+    wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain("host", "http://server/"))?;
+    for (client, url) in [("host", "http://172.30.0.12:30080/"), ("client1", "http://172.30.0.12:30080/")] {
+        shop.reach_in_vain(client, url)?;
+    }
+    shop.reach("client1", "http://server/").map(drop)
 }
 
 #[test]
