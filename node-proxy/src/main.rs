@@ -165,7 +165,7 @@ fn connections_per_pod(wanted: u32, descriptors: Option<u64>) -> u32 {
         warn!(
             wanted,
             per_pod,
-            ?descriptors,
+            descriptors,
             "fewer connections per pod than configured: the limit of open files is low"
         );
     }
