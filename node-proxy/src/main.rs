@@ -164,9 +164,7 @@ fn connections_per_pod(wanted: u32, descriptors: Option<u64>) -> u32 {
     if per_pod < wanted {
         warn!(
             wanted,
-            per_pod,
-            descriptors,
-            "fewer connections per pod than configured: the limit of open files is low"
+            per_pod, descriptors, "fewer connections per pod than configured: the limit of open files is low"
         );
     }
     per_pod
