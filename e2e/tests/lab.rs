@@ -228,7 +228,11 @@ fn assert_nothing_left(name: &str) {
     let left = |directory: &str| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter(|n| n.starts_with(&format!("weft-{name}-")) || n == name).collect::<Vec<_>>()
+        let of_lab = |n: &String| {
+            n.starts_with(&format!("weft-{name}-"))
+                || n.trim_start_matches('.').split('.').next() == Some(name)
+        };
+        names.filter(of_lab).collect::<Vec<_>>()
     };
     for directory in ["/run/netns", "/run/weft-lab", "/sys/fs/bpf/weft-lab"] {
         assert_eq!(left(directory), Vec::<String>::new(), "in {directory}");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
+use tokio::runtime::Handle;
 use weft_ebpf::{Feature, ProbeReport};
 
 use crate::cni::CniStatus;
@@ -33,6 +34,8 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     pub certificates: Vec<CertificateStatus>,
     pub connections_live: usize,
+    /// Of the whole process, connections' and others; 0 where there is no runtime.
+    pub tasks_live: usize,
     pub resources: usize,
 }
 
@@ -172,6 +175,7 @@ impl Node {
             pods: snapshot.workloads_of_node(node).map(|workload| self.pod_status(workload)).collect(),
             certificates: self.identities.status(),
             connections_live: self.drain.connections.len(),
+            tasks_live: Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks()),
             resources: snapshot.resources(),
         }
     }

@@ -21,8 +21,7 @@ impl Claim {
     /// Claims the lab `name` of those that note themselves in `directory`; an error if another process has it.
     pub(crate) fn take(directory: &Path, name: &str) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-        // The dot: no lab can be called so.
-        let path = directory.join(format!(".{name}.lock"));
+        let path = file(directory, name);
         let context = || path.display().to_string();
         loop {
             let mut options = OpenOptions::new();
@@ -51,6 +50,19 @@ impl Claim {
     }
 }
 
+/// The dot: no lab can be called so.
+pub(crate) fn file(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.lock"))
+}
+
+/// Removes what a holder that was killed left. The claim of one that lives stays.
+pub(crate) fn sweep(directory: &Path, name: &str) {
+    if file(directory, name).exists() {
+        // An error: somebody is at work.
+        drop(Claim::take(directory, name));
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         // While it is locked still, so that nobody's file is removed but this one.
@@ -73,5 +85,20 @@ mod tests {
         drop(first);
         drop(claim("a").unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "b alone");
+    }
+
+    #[test]
+    fn what_a_killed_holder_left_is_swept_and_a_living_ones_claim_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = || fs::read_dir(directory.path()).unwrap().count();
+        sweep(directory.path(), "a");
+        assert_eq!(left(), 0);
+        fs::write(file(directory.path(), "a"), "1\n").unwrap();
+        sweep(directory.path(), "a");
+        assert_eq!(left(), 0);
+        let _claim = Claim::take(directory.path(), "a").unwrap();
+        sweep(directory.path(), "a");
+        assert_eq!(left(), 1);
+        Claim::take(directory.path(), "a").unwrap_err();
     }
 }

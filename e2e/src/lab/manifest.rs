@@ -87,6 +87,8 @@ pub(crate) struct Service {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ServiceSpec {
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
     #[serde(rename = "clusterIP")]
     pub(crate) cluster_ip: Option<String>,
     #[serde(default, rename = "clusterIPs")]
@@ -202,11 +204,33 @@ impl Manifests {
             "Service" => {
                 let service: Service = document.read(|_, _| {})?;
                 let key = format!("{}/{}", service.metadata.namespace, service.metadata.name);
+                self.check_service(&key, &service)
+                    .map_err(|(field, reason)| document.refuse(field, format!("Service {key}: {reason}")))?;
                 self.services.insert(key, service);
             }
             _ => {}
         }
         Ok(())
+    }
+}
+
+impl Manifests {
+    /// What a cluster would do for a Service, or refuse, and a lab cannot: the field, and the reason.
+    fn check_service(&self, key: &str, service: &Service) -> Result<(), (&'static str, String)> {
+        let spec = &service.spec;
+        let named = spec.cluster_ip.iter().chain(&spec.cluster_ips).any(|ip| !ip.is_empty());
+        if !named && spec.kind.as_deref() != Some("ExternalName") {
+            let reason =
+                "a lab gives no addresses, so spec.clusterIP must say one, such as 10.96.0.100, or None";
+            return Err(("spec", reason.to_owned()));
+        }
+        let vips = service.vips();
+        let other = self
+            .services
+            .iter()
+            .find(|(other, of)| *other != key && of.vips().iter().any(|ip| vips.contains(ip)));
+        other
+            .map_or(Ok(()), |(other, _)| Err(("spec.clusterIP", format!("Service {other} has this address"))))
     }
 }
 

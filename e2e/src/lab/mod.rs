@@ -169,7 +169,8 @@ impl Lab {
         state::check_name(name)?;
         require_root()?;
         let group = cgroup::v2_root()?.join(CGROUP).join(name);
-        let places = [group, Path::new(PIN_ROOT).join(name), state::run_directory(name)];
+        let claim = claim::file(Path::new(state::RUN_DIRECTORY), name);
+        let places = [group, Path::new(PIN_ROOT).join(name), state::run_directory(name), claim];
         let is_of_lab = |netns: &String| network::is_of_lab(netns, name);
         Ok(places.iter().any(|place| place.exists()) || netns::with_prefix("weft-").iter().any(is_of_lab))
     }
@@ -209,7 +210,9 @@ impl Lab {
             netns::remove(&netns)?;
         }
         cgroup::remove(&group)?;
-        remove_directory(&state::run_directory(name))
+        remove_directory(&state::run_directory(name))?;
+        claim::sweep(Path::new(state::RUN_DIRECTORY), name);
+        Ok(())
     }
 
     /// Writes (or replaces) a file of the lab's own manifests, and makes the running pods follow.

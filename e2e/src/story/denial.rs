@@ -48,8 +48,13 @@ pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
     lab.write_manifest("policy", FORBIDS)?;
     let (said, in_force) = wait::within(CHANGE_WAIT_MAX, || refusal(lab))?;
     ensure!(said.contains(POLICY), "the error does not name {POLICY}: {said:?}");
-    let ended = wait_ended(&mut held, CHANGE_WAIT_MAX)?;
+    let ended = wait_ended(&mut held, CHANGE_WAIT_MAX.saturating_sub(dropped.elapsed()))?;
     let cut = dropped.elapsed();
+    ensure!(
+        cut <= CHANGE_WAIT_MAX,
+        "the live connection ended {} ms after the file was written",
+        cut.as_millis()
+    );
     let record = ended_record(lab)?;
 
     let mut problems = Vec::new();

@@ -10,6 +10,8 @@ use crate::lab::{Lab, wait};
 const REQUESTS: &str = "1000";
 /// How soon a change of a manifest is in force.
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(1);
+/// An exec and a connect, on a busy machine.
+const LOAD_WAIT_MAX: Duration = Duration::from_secs(5);
 
 fn route(v1: u32, v2: u32) -> String {
     format!(
@@ -28,19 +30,30 @@ spec:
 
 pub(super) fn weights(lab: &mut Lab) -> Result<Evidence> {
     lab.write_manifest("route", &route(90, 10))?;
-    wait_for_share(lab, 0.02, 0.25)?;
+    wait_for_share(lab, "100", 0.02, 0.25)?;
     let first = shares(lab, REQUESTS)?;
     ensure!((5.0..=16.0).contains(&first.1), "10 % of weight got {:.1} % of {REQUESTS} requests", first.1);
 
-    // Load goes on while the file changes.
+    // Load goes on before the file changes, and behind that.
+    let finished = || lab.node_admin("node1").metric("weft_requests_finished_total", &[]);
+    let before = finished()?;
     let running = lab
-        .command("shop/frontend", &["weft-echo", "load", "--url", "http://backend/", "--duration", "2"])?
+        .command(
+            "shop/frontend",
+            &["weft-echo", "load", "--url", "http://backend/", "--duration", "2", "--rate", "200"],
+        )?
         .stdout(std::process::Stdio::piped())
         .spawn()?;
+    wait::until(LOAD_WAIT_MAX, || {
+        ensure!(finished()? > before, "no request of the load has ended");
+        Ok(())
+    })?;
     lab.write_manifest("route", &route(0, 100))?;
-    let took = wait_for_share(lab, 0.99, 1.0)?;
+    let took = wait_for_share(lab, "20", 0.99, 1.0)?;
     let told: serde_json::Value = serde_json::from_slice(&running.wait_with_output()?.stdout)?;
     ensure!(told["failed"] == 0, "requests failed while the weights changed: {told}");
+    let (v1, v2) = (clients::count(&told, "/versions/v1"), clients::count(&told, "/versions/v2"));
+    ensure!(v1 > 0 && v2 > v1 / 4, "the load did not see the weights change: {told}");
     let second = shares(lab, "200")?;
     ensure!(second.0 == 0, "a weight of 0 still got {} requests", second.0);
     lab.remove_manifest("route")?;
@@ -60,10 +73,10 @@ fn shares(lab: &Lab, requests: &str) -> Result<(u64, f64)> {
     Ok((v1, clients::percent(v2, v1 + v2)))
 }
 
-/// Waits until version 2's share of a hundred requests lies between the two; tells how long.
-fn wait_for_share(lab: &Lab, low: f64, high: f64) -> Result<Duration> {
+/// Waits until version 2's share of so many requests lies between the two; tells how long.
+fn wait_for_share(lab: &Lab, requests: &str, low: f64, high: f64) -> Result<Duration> {
     wait::within(CHANGE_WAIT_MAX, || {
-        let (_, percent) = shares(lab, "100")?;
+        let (_, percent) = shares(lab, requests)?;
         ensure!((low..=high).contains(&(percent / 100.0)), "version 2 gets {percent:.0} %");
         Ok(())
     })

@@ -56,6 +56,23 @@ fn a_pod_that_a_lab_cannot_run_is_refused_with_its_line_and_the_way_out() {
 }
 
 #[test]
+fn a_service_without_an_address_or_with_anothers_is_refused_with_its_line() {
+    for (new, expected) in [
+        ("type: ClusterIP", "shop.yaml:14: Service shop/web: a lab gives no addresses"),
+        ("clusterIP: ''", "shop.yaml:14: Service shop/web: a lab gives no addresses"),
+    ] {
+        let said = refusal(&SHOP.replace("clusterIP: 10.96.0.10", new));
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+    for new in ["clusterIP: None", "clusterIPs: [\"fd00::1\"]", "type: ExternalName"] {
+        Manifests::parse("shop.yaml", &SHOP.replace("clusterIP: 10.96.0.10", new), NODES).unwrap();
+    }
+    let twice = format!("{SHOP}---\n{}", SHOP.replace("name: web, n", "name: two, n"));
+    let said = refusal(&twice);
+    assert!(said.contains("shop.yaml:36: Service shop/two: Service shop/web has this address"), "{said}");
+}
+
+#[test]
 fn a_mistake_is_told_with_file_and_line_whatever_stands_before_or_behind_it() {
     let broken = format!("{SHOP}---\nkind: Pod\nmetadata: {{name: [\n---\n{SHOP}");
     assert!(refusal(&broken).contains("shop.yaml:2"), "{}", refusal(&broken));
