@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use weft_e2e::fixture;
 use weft_e2e::lab::{Lab, Options, PodState};
@@ -140,8 +140,22 @@ fn a_new_pod_is_in_the_mesh_before_its_first_process() -> Result<()> {
         ensure!(call(&lab, "ADD", &other)?.status.success(), "a pod of {namespace}");
     }
 
-    // Back again, the node is told of the sandbox anew, and of its end.
-    lab.start_node("node1")?;
+    // Back, without word from weft-control: what its predecessor knew of namespaces counts, once that was waited for.
+    lab.kill_control()?;
+    lab.spawn_node("node1")?;
+    let other = PodState { namespace: "elsewhere".into(), ..pod.clone() };
+    let (waits, starts) = std::thread::scope(|scope| {
+        let starts = scope.spawn(|| call(&lab, "ADD", &other));
+        (call(&lab, "ADD", &pod), starts.join())
+    });
+    let told = String::from_utf8_lossy(&waits?.stdout).into_owned();
+    ensure!(told.contains("no configuration from weft-control yet"), "{told}");
+    let starts = starts.map_err(|_| anyhow!("the thread panicked"))??;
+    ensure!(starts.status.success(), "{}", String::from_utf8_lossy(&starts.stdout));
+
+    // With all its parts again, the node is told of the sandbox anew, and of its end.
+    lab.start_control()?;
+    lab.wait_mesh_state("mesh/near", "enrolled", CHANGE_WAIT_MAX)?;
     let added = call(&lab, "ADD", &pod)?;
     ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stdout));
     ensure!(lab.mesh_state(&pod)?.0 == "enrolled", "{:?}", lab.mesh_state(&pod)?);
