@@ -401,6 +401,19 @@ async fn broken_yaml_is_reported_by_place_and_the_last_good_state_stays() {
     assert!(world.admin("/metrics").await.contains("weft_control_source_errors 1"));
 }
 
+#[test]
+fn what_is_wrong_at_the_start_is_told_in_words_and_without_a_backtrace() {
+    let ended = std::process::Command::new(env!("CARGO_BIN_EXE_weft-control"))
+        .args(["--manifests=/does/not/exist", "--trust-domain=UPPER"])
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.starts_with("weft-control: settings: --trust-domain: "), "{said}");
+    assert!(said.contains("--state-dir") && said.lines().count() == 1, "{said}");
+    assert_eq!(ended.status.code(), Some(1));
+}
+
 #[tokio::test]
 async fn a_log_that_nobody_watches_has_no_colours() {
     use tokio::io::AsyncBufReadExt as _;
