@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use weft_proto::convert::key_of;
 use weft_proto::identity::{NamespacedName, PodUid};
 use weft_proto::model::{
-    AppProtocol, AuthorizationPolicy, Endpoint, HttpRoute, Mesh, PolicyAction, ResourceKey, Revision,
-    RouteKind, Service, ServicePort, TrafficPolicy, Version, Workload,
+    AppProtocol, AuthorizationPolicy, Endpoint, HttpRoute, Mesh, PolicyAction, Resource, ResourceKey,
+    Revision, RouteKind, Service, ServicePort, TrafficPolicy, Version, Workload,
 };
 
 pub use apply::Change;
@@ -137,7 +138,23 @@ impl Snapshot {
         self.versions.iter().map(|(key, version)| (key, *version))
     }
 
-    /// All of them, in no order: for the configuration dump.
+    /// Everything, in no order, with the versions that came with it: for the configuration dump.
+    pub fn held(&self) -> impl Iterator<Item = (Resource, Version)> {
+        let parts = || self.parts.iter().map(|(_, parts)| parts);
+        let of_mesh = self.mesh.iter().cloned().map(Resource::Mesh);
+        let all = of_mesh
+            .chain(self.workloads().cloned().map(Resource::Workload))
+            .chain(parts().filter_map(|parts| parts.service.clone()).map(Resource::Service))
+            .chain(parts().flat_map(|parts| parts.endpoints.values().cloned()).map(Resource::Endpoint))
+            .chain(self.routes().cloned().map(Resource::HttpRoute))
+            .chain(self.authorization_policies().cloned().map(Resource::AuthorizationPolicy))
+            .chain(self.traffic_policies().cloned().map(Resource::TrafficPolicy));
+        all.filter_map(|resource| {
+            let version = *self.versions.get(&key_of(&resource))?;
+            Some((resource, version))
+        })
+    }
+
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter().map(|(_, workload)| workload)
     }

@@ -49,7 +49,7 @@ fn route(id: &NamespacedName, parents: &[&NamespacedName]) -> HttpRoute {
 }
 
 fn upsert(resource: Resource) -> Change {
-    let key = weft_proto::convert::key_of(&resource);
+    let key = key_of(&resource);
     let version = weft_proto::convert::version_of(&resource);
     Change::Upsert(key, version, resource)
 }
