@@ -24,6 +24,7 @@ mod replicas;
 mod status;
 mod summary;
 mod table;
+mod verbose;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -11,8 +11,8 @@ use crate::Format;
 use crate::kubernetes;
 use crate::mesh::{Chosen, Mesh, WHO_IS_ASKED};
 use crate::replicas::join;
-use crate::summary::{place_and_message, summaries};
-use crate::table::table;
+use crate::summary::summaries;
+use crate::verbose::whole;
 
 #[derive(Debug, Args)]
 #[command(after_help = WHO_IS_ASKED)]
@@ -77,121 +77,5 @@ fn asked(arguments: &Arguments) -> Result<Vec<(String, Result<Value>)>> {
             eprintln!("cluster {server}");
             Ok(answers)
         }
-    }
-}
-
-fn whole(name: &str, answer: &Result<Value>) -> String {
-    let shown = match answer {
-        Ok(Value::Object(fields)) => indented(&render(fields)),
-        Ok(other) => format!("  {other}\n"),
-        Err(e) => format!("  no answer: {e:#}\n"),
-    };
-    format!("{name}\n{shown}\n")
-}
-
-/// Plain fields as a list; each list of objects as a table of its own, what is in it or above it indented.
-fn render(fields: &Map<String, Value>) -> String {
-    let mut text = String::new();
-    for (key, value) in fields.iter().filter(|(_, v)| !has_table(v)) {
-        let shown = match value {
-            Value::Object(inner) => {
-                let parts = inner.iter().map(|(k, v)| format!("{k}={}", cell(v)));
-                parts.collect::<Vec<_>>().join(" ")
-            }
-            other => cell(other),
-        };
-        text.push_str(&format!("{key}: {shown}\n"));
-    }
-    for (key, value) in fields.iter().filter(|(_, v)| has_table(v)) {
-        let block = match value {
-            Value::Object(rows) if rows.values().all(Value::is_object) => object_table(&named(rows)),
-            Value::Object(inner) => render(inner),
-            list => problems(list).unwrap_or_else(|| object_table(list)),
-        };
-        text.push_str(&format!("{key}:\n{}", indented(&block)));
-    }
-    text
-}
-
-/// Objects by name, as a list of objects that know their names.
-fn named(rows: &Map<String, Value>) -> Value {
-    let row = |(name, value): (&String, &Value)| {
-        let mut row = value.clone();
-        row["name"] = name.as_str().into();
-        row
-    };
-    rows.iter().map(row).collect()
-}
-
-/// A list of objects, objects by name, or an object that has such.
-fn has_table(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => !items.is_empty() && items.iter().all(Value::is_object),
-        Value::Object(fields) => {
-            fields.values().any(has_table) || (!fields.is_empty() && fields.values().all(Value::is_object))
-        }
-        _ => false,
-    }
-}
-
-/// None: a list of something else.
-fn problems(list: &Value) -> Option<String> {
-    let line = |problem: &Value| {
-        let is_problem = ["file", "line", "message"].iter().all(|field| !problem[*field].is_null());
-        is_problem.then(|| format!("{}\n", place_and_message(problem)))
-    };
-    list.as_array()?.iter().map(line).collect()
-}
-
-fn object_table(rows: &Value) -> String {
-    let rows: Vec<&Map<String, Value>> =
-        rows.as_array().into_iter().flatten().filter_map(Value::as_object).collect();
-    let mut columns: Vec<&str> = Vec::new();
-    for key in rows.iter().flat_map(|r| r.keys()) {
-        if !columns.contains(&key.as_str()) {
-            columns.push(key);
-        }
-    }
-    let upper: Vec<String> = columns.iter().map(|c| c.to_uppercase()).collect();
-    let header: Vec<&str> = upper.iter().map(String::as_str).collect();
-    let line = |row: &&Map<String, Value>| {
-        columns.iter().map(|c| row.get(*c).map(cell).unwrap_or_default()).collect()
-    };
-    table(&header, rows.iter().map(line))
-}
-
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => "-".into(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
-        other => other.to_string(),
-    }
-}
-
-fn indented(text: &str) -> String {
-    text.lines().map(|l| format!("  {l}\n")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_fields_are_listed_and_lists_become_tables() {
-        let status = serde_json::json!({
-            "revision": 7,
-            "probe": {"redirect": true},
-            "pods": [{"pod": "shop/a", "state": "enrolled"}, {"pod": "shop/bb"}],
-            "nodes": {"node1": {"acks": 2}},
-            "source": {"files": 1, "errors": [{"file": "/a.yaml", "line": 7, "message": "wrong"},
-                {"file": "Pod shop/a", "line": 0, "message": "odd"}]},
-        });
-        let text = render(status.as_object().unwrap());
-        assert_eq!(
-            text,
-            "probe: redirect=true\nrevision: 7\nnodes:\n  ACKS  NAME\n  2     node1\npods:\n  POD      STATE\n  shop/a   enrolled\n  shop/bb\n\
-             source:\n  files: 1\n  errors:\n    /a.yaml:7: wrong\n    Pod shop/a: odd\n"
-        );
     }
 }
