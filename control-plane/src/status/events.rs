@@ -21,6 +21,8 @@ use crate::source::subjects::Remark;
 
 /// Of one round, beside its writes of status; the rest waits for the next.
 const EVENTS_OF_A_ROUND_MAX: usize = 10;
+/// Fewer than a round's: so that each round gets done with an object, however many wrong labels somebody gives it.
+const EVENTS_OF_AN_OBJECT_MAX: usize = 5;
 /// The API takes 1024 bytes, and a character has four at most.
 const NOTE_CHARS_MAX: usize = 250;
 /// Of a name in the API.
@@ -56,9 +58,8 @@ impl Events {
         self.told.retain(|key, _| remarks.contains_key(key));
         let mut written = 0;
         for (key, remark) in remarks {
-            let before = self.told.get(&key).filter(|before| before.uid == remark.uid).cloned();
-            let is_new = |warning: &&String| !before.iter().any(|before| before.warnings.contains(*warning));
-            for warning in remark.warnings.iter().filter(is_new) {
+            let before = self.told.get(&key).cloned();
+            for warning in untold(before.as_deref(), &remark) {
                 if written == EVENTS_OF_A_ROUND_MAX {
                     return Ok(());
                 }
@@ -94,6 +95,12 @@ impl Events {
             }
         }
     }
+}
+
+/// Pure. What is to be told of an object now.
+fn untold<'a>(before: Option<&Remark>, now: &'a Remark) -> impl Iterator<Item = &'a String> {
+    let told = before.filter(|before| before.uid == now.uid).map_or(&[][..], |before| &before.warnings);
+    now.warnings.iter().filter(|warning| !told.contains(warning)).take(EVENTS_OF_AN_OBJECT_MAX)
 }
 
 /// Pure. A Namespace's events are within it, where its users look.
@@ -136,6 +143,22 @@ mod tests {
     fn named(name: &str, uid: &str, warning: &str) -> Event {
         let key = ObjectKey { kind: Kind::Pod, id: format!("shop/{name}").parse().unwrap() };
         event(&key, uid, warning, "replica", Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_was_not_told_of_this_object_is_told_and_no_more_than_a_round_gets_done() {
+        let remark = |uid: &str, warnings: &[&str]| Remark {
+            uid: uid.to_owned(),
+            warnings: warnings.iter().map(ToString::to_string).collect(),
+        };
+        let told = |before: Option<&Remark>, now: &Remark| untold(before, now).cloned().collect::<Vec<_>>();
+        let (first, second) = (remark("u", &["a", "b"]), remark("u", &["b", "c"]));
+        assert_eq!(told(None, &first), ["a", "b"]);
+        assert_eq!(told(Some(&first), &second), ["c"]);
+        assert_eq!(told(Some(&first), &remark("another", &["a"])), ["a"]);
+        let many: Vec<String> = (0..100).map(|i| i.to_string()).collect();
+        let many = Remark { uid: "u".to_owned(), warnings: many };
+        assert!(untold(None, &many).count() < EVENTS_OF_A_ROUND_MAX);
     }
 
     #[test]
