@@ -60,6 +60,10 @@ fn faults(status: &Value) -> Vec<(&'static str, String)> {
         let why = format!("{}: {}", text(&route["reason"]), text(&route["message"]));
         all.push(("route", format!("{kind} {name} at {}: {why}", text(&route["parent"]))));
     }
+    for policy in list(&status["policies"]) {
+        let (kind, name) = (text(&policy["kind"]), text(&policy["policy"]));
+        all.push(("policy", format!("{kind} {name}: {}", text(&policy["message"]))));
+    }
     all
 }
 
@@ -372,6 +376,7 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
                 {"kind": "GRPCRoute", "route": "shop/bad", "parent": "shop/web", "accepted": true, "resolved_refs": false,
                  "reason": "BackendNotFound", "message": "backend shop/x:80 cannot be resolved"},
             ],
+            "policies": [{"kind": "AuthorizationPolicy", "policy": "shop/no", "message": "selects no pod of namespace shop"}],
         });
         assert_eq!(
             summary("control", &status, NOW),
@@ -385,6 +390,7 @@ control  weft-control 0.1.0  ready
   error        shop.yaml:4: no kind
   warning      Pod shop/a: label
   route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
+  policy       AuthorizationPolicy shop/no: selects no pod of namespace shop
 "
         );
     }

@@ -184,9 +184,14 @@ fn waited_for(world: &World) -> String {
 }
 
 fn status(world: &World) -> serde_json::Value {
-    let (revision, routes, trust_domain) = {
+    let (revision, routes, policies, trust_domain) = {
         let index = world.index.read();
-        (index.revision().0, index.route_statuses(), index.trust_domain().to_string())
+        (
+            index.revision().0,
+            index.route_statuses(),
+            index.policy_statuses(),
+            index.trust_domain().to_string(),
+        )
     };
     let nodes: serde_json::Map<String, serde_json::Value> = world
         .hub
@@ -215,6 +220,7 @@ fn status(world: &World) -> serde_json::Value {
         "authority": world.authority.status(),
         "source": &*report,
         "routes": routes,
+        "policies": policies,
     })
 }
 

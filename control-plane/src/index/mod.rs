@@ -30,7 +30,7 @@ pub use self::objects::Objects;
 use self::objects::RouteName;
 pub use self::programmed::Wanted;
 pub use self::references::{NotAccepted, Referrer};
-pub use self::status::RouteStatus;
+pub use self::status::{PolicyStatus, RouteStatus};
 use crate::source::object::{JoinToken, Kind, Pod};
 use crate::source::{Event, Object, ObjectKey};
 

@@ -1,8 +1,15 @@
-//! What became of each route: accepted or not, references resolved or not, with the Gateway API's reasons.
+//! What became of each route: accepted or not, references resolved or not, with the Gateway API's reasons. And of policies what they
+//! are not in force for.
 
 use serde::Serialize;
+use weft_proto::identity::NamespacedName;
 
 use super::{Index, NotAccepted};
+use crate::source::ObjectKey;
+use crate::source::object::Kind;
+
+/// More policies than somebody looks at.
+const POLICIES_TOLD_MAX: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteStatus {
@@ -17,7 +24,48 @@ pub struct RouteStatus {
     pub message: String,
 }
 
+/// A policy that is in force for less than it says, or for nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyStatus {
+    pub kind: &'static str,
+    pub policy: String,
+    pub message: String,
+}
+
 impl Index {
+    /// Those of which there is something to say: what they select or name may be misspelt, and a DENY of nobody forbids nothing.
+    pub fn policy_statuses(&self) -> Vec<PolicyStatus> {
+        let of = |kind| move |id: &_| ObjectKey { kind, id: NamespacedName::clone(id) };
+        let authorization = self.objects.authorization.keys().map(of(Kind::AuthorizationPolicy));
+        let all = authorization.chain(self.objects.traffic.keys().map(of(Kind::TrafficPolicy)));
+        let told = all.filter_map(|key| {
+            let message = self.not_in_force(&key)?;
+            Some(PolicyStatus { kind: key.kind.name(), policy: key.id.to_string(), message })
+        });
+        told.take(POLICIES_TOLD_MAX).collect()
+    }
+
+    fn not_in_force(&self, key: &ObjectKey) -> Option<String> {
+        let selects_none = match key.kind {
+            Kind::AuthorizationPolicy => self.objects.pods_selected_by_policy(&key.id).is_empty(),
+            _ => {
+                let has_inbound = self.objects.traffic.get(&key.id).is_some_and(|own| own.inbound.is_some());
+                has_inbound && self.objects.pods_selected_by_traffic(&key.id).is_empty()
+            }
+        };
+        let missing = self.missing_targets(key).0;
+        let none = selects_none.then(|| format!("selects no pod of namespace {}", key.id.namespace));
+        let said: Vec<String> = [
+            none,
+            (!missing.is_empty()).then(|| format!("there is no Service {}", missing.join(", "))),
+            self.yields(key).map(|yields| yields.message),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!said.is_empty()).then(|| said.join("; "))
+    }
+
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let mut statuses = Vec::new();
         for route in self.objects.routes.values() {

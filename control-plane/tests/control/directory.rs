@@ -62,3 +62,28 @@ async fn a_manifest_that_was_never_good_keeps_weft_control_from_serving_until_it
     let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
     assert!(names(&node.delta().await.unwrap()).contains(&"mesh"));
 }
+
+#[tokio::test]
+async fn a_policy_that_is_in_force_for_nobody_is_told() {
+    let world = World::start().await;
+    let policies = |namespace: &str, app: &str, service: &str| {
+        let deny = format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: no, namespace: {namespace}}}\n\
+             spec:\n  selector: {{matchLabels: {{app: {app}}}}}\n  action: DENY\n  rules: [{{}}]\n"
+        );
+        let retries = format!(
+            "apiVersion: weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: again, namespace: shop}}\n\
+             spec: {{targetRefs: [{{name: {service}}}], connectTimeout: 1s}}\n"
+        );
+        format!("{deny}---\n{retries}")
+    };
+    world.write("policies.yaml", &policies("shop", "bakend", "backend"));
+    until(&world, "/status", |status| status.contains("selects no pod of namespace shop")).await;
+    world.write("policies.yaml", &policies("shpo", "backend", "backend"));
+    until(&world, "/status", |status| status.contains("selects no pod of namespace shpo")).await;
+    world.write("policies.yaml", &policies("shop", "backend", "bakend"));
+    let status = until(&world, "/status", |status| status.contains("there is no Service shop/bakend")).await;
+    assert!(!status.contains("selects no pod"), "{status}");
+    world.write("policies.yaml", &policies("shop", "backend", "backend"));
+    until(&world, "/status", |status| status.contains("\"policies\": []")).await;
+}

@@ -268,7 +268,7 @@ fn warn_of_no_match(document: &Document<'_>, rules: &[Rule], warn: &mut dyn FnMu
                     let form = "<trust domain>/ns/<namespace>/sa/<service account>";
                     warn(
                         document.line_of(&path),
-                        format!("{path}: {text:?} is nobody's, which is like {form}"),
+                        format!("{path}: {text:?} can be nobody, as a principal is {form}"),
                     );
                 }
             }
