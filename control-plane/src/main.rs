@@ -1,6 +1,6 @@
 //! The `weft-control` binary: settings, log, signals. Everything else is in the library.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,8 +8,9 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use weft_control::admin::ask;
-use weft_control::settings::{AdminAddress, Settings, parse_admin};
+use weft_admin::Address;
+use weft_control::admin;
+use weft_control::settings::Settings;
 use weft_control::source::kinds::crds;
 
 #[derive(Parser)]
@@ -37,8 +38,8 @@ enum Command {
         /// The page, such as /status, /metrics or /readyz
         page: String,
         /// Where the endpoint listens [default: unix:/run/weft/admin.sock if it is there, else 127.0.0.1:15014]
-        #[arg(long, env = "WEFT_ADMIN", value_parser = parse_admin)]
-        admin: Option<AdminAddress>,
+        #[arg(long, env = "WEFT_ADMIN")]
+        admin: Option<Address>,
     },
 }
 
@@ -74,9 +75,9 @@ async fn run() -> anyhow::Result<()> {
     match command {
         Some(Command::Crds { directory }) => return print_crds(directory),
         Some(Command::Admin { page, admin }) => {
-            let address = admin.unwrap_or_else(ask::default_address);
-            print!("{}", ask::ask(&address, &page).with_context(|| page)?);
-            return Ok(());
+            let address = admin.unwrap_or_else(admin::default_address);
+            let body = weft_admin::ask(&address, &page).await.with_context(|| page)?;
+            return std::io::stdout().write_all(&body).context("cannot print the page");
         }
         None => {}
     }

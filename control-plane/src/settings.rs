@@ -1,10 +1,11 @@
 //! Flags and environment of `weft-control`, and their validation: all mistakes are reported at once.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use weft_admin::{Address, metrics_address};
 use weft_proto::identity::{NamespacedName, TrustDomain};
 
 /// A shorter lifetime leaves no time to renew.
@@ -83,41 +84,13 @@ pub struct Settings {
     pub server_names: Vec<String>,
 
     /// Admin endpoint: unix:/path or a loopback address with port
-    #[arg(long, env = "WEFT_ADMIN", default_value = "127.0.0.1:15014", value_parser = parse_admin)]
-    pub admin: AdminAddress,
+    #[arg(long, env = "WEFT_ADMIN", default_value = "127.0.0.1:15014")]
+    pub admin: Address,
 
     /// Address and port for /metrics, /healthz and /readyz alone, for a scraper on another machine. Plain HTTP, open to whoever reaches
     /// it [default: none]
-    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_parser = parse_metrics_address)]
+    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_parser = metrics_address)]
     pub metrics_address: Option<SocketAddr>,
-}
-
-/// `10.0.0.1:15020`, `[fd00::1]:15020`; and `fd00::1:15020`, as it comes of `$(POD_IP):15020`.
-fn parse_metrics_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().or_else(|_| {
-        let (ip, port) = text.rsplit_once(':').ok_or("is not address:port")?;
-        let ip: IpAddr = ip.parse().map_err(|_| "is not address:port".to_owned())?;
-        let port = port.parse().map_err(|_| "does not end with a port".to_owned())?;
-        Ok(SocketAddr::new(ip, port))
-    })
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdminAddress {
-    Unix(PathBuf),
-    Loopback(SocketAddr),
-}
-
-pub fn parse_admin(text: &str) -> Result<AdminAddress, String> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return Ok(AdminAddress::Unix(path.into()));
-    }
-    let address: SocketAddr = text.parse().map_err(|_| "is not unix:/path or address:port".to_owned())?;
-    if address.ip().is_loopback() {
-        Ok(AdminAddress::Loopback(address))
-    } else {
-        Err("is not a loopback address; the admin endpoint has no authentication".to_owned())
-    }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -214,26 +187,5 @@ mod tests {
         assert!(of(&["--manifests=/", "--state-dir=/tmp/x"]).is_ok());
         assert!(of(&["--manifests=/"]).unwrap_err().contains("--state-dir"));
         assert!(of(&[]).unwrap_err().contains("must be given"));
-    }
-
-    #[test]
-    fn a_scrapers_address_may_be_written_without_brackets() {
-        for (text, address) in [
-            ("10.0.0.1:15020", "10.0.0.1:15020"),
-            ("[fd00::1]:15020", "[fd00::1]:15020"),
-            ("fd00::1:15020", "[fd00::1]:15020"),
-        ] {
-            assert_eq!(parse_metrics_address(text), Ok(address.parse().unwrap()), "{text}");
-        }
-        for wrong in ["", ":15020", "15020", "10.0.0.1", "10.0.0.1:x", "host:15020", "10.0.0.1:70000"] {
-            assert!(parse_metrics_address(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn the_admin_endpoint_stays_on_the_machine() {
-        assert!(parse_admin("0.0.0.0:1").is_err());
-        assert!(parse_admin("127.0.0.1:1").is_ok() && parse_admin("[::1]:1").is_ok());
-        assert_eq!(parse_admin("unix:/a"), Ok(AdminAddress::Unix("/a".into())));
     }
 }

@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
+use weft_admin::Address;
 use weft_cni::notice::Notice;
 use weft_node::admin::AdminSources;
 use weft_node::cni::CniStatus;
@@ -28,9 +29,7 @@ use weft_node::enrol::{self, Enroller, Listeners, LocalPod, Passes};
 use weft_node::identity::Identities;
 use weft_node::l7::Upstreams;
 use weft_node::node::Node;
-use weft_node::settings::{
-    AccessLog, AdminAddress, Arguments, Command, DetachArguments, Settings, admin_default,
-};
+use weft_node::settings::{AccessLog, Arguments, Command, DetachArguments, Settings, admin_default};
 use weft_node::snapshot::SnapshotHandle;
 use weft_node::socket::places::{self, Places};
 use weft_node::telemetry::{LogLevel, LogSink, Telemetry, TelemetrySettings};
@@ -105,14 +104,10 @@ fn remove_all(pin_dir: &Path, host: Option<&cni::Host>) -> Result<()> {
 }
 
 /// Prints the page; what is wrong goes to stderr, where a kubelet's exec probe finds it too.
-fn ask_admin(address: &AdminAddress, path: &str) -> Result<()> {
+fn ask_admin(address: &Address, path: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (status, body) = runtime.block_on(admin::ask(address, path))?;
-    if status.is_success() {
-        std::io::stdout().write_all(&body).context("cannot print the page")
-    } else {
-        anyhow::bail!("{path}: {status}: {}", String::from_utf8_lossy(&body).trim_end())
-    }
+    let body = runtime.block_on(weft_admin::ask(address, path)).with_context(|| path.to_owned())?;
+    std::io::stdout().write_all(&body).context("cannot print the page")
 }
 
 fn start(settings: Settings) -> Result<()> {
@@ -241,8 +236,8 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
     node.telemetry.shutdown(FLUSH).await;
     if uninstalled {
         let admin = match &node.settings.admin {
-            AdminAddress::Unix(path) => Some(path.as_path()),
-            AdminAddress::Tcp(_) => None,
+            Address::Unix(path) => Some(path.as_path()),
+            Address::Tcp(_) => None,
         };
         let cni = node.settings.cni.as_ref().map(|it| it.socket.as_path());
         let notice = cni.map(Notice::path);

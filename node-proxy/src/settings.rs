@@ -5,10 +5,10 @@ mod check;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use weft_admin::{Address, metrics_address};
 use weft_proto::identity::NamespacedName;
 
 use self::check::Check;
@@ -63,7 +63,7 @@ pub enum Command {
         path: String,
         /// Where the endpoint listens [default: unix:/run/weft/admin.sock if it is there, else 127.0.0.1:15021]
         #[arg(long, env = "WEFT_ADMIN", value_name = "ADDRESS")]
-        admin: Option<AdminAddress>,
+        admin: Option<Address>,
     },
 }
 
@@ -82,9 +82,9 @@ pub struct DetachArguments {
 }
 
 /// Where weft-node's admin endpoint is found without being told: the socket of Kubernetes, or the default port.
-pub fn admin_default() -> AdminAddress {
+pub fn admin_default() -> Address {
     let socket = Path::new("/run/weft/admin.sock");
-    if socket.exists() { AdminAddress::Unix(socket.into()) } else { AdminAddress::Tcp(ADMIN_PORT_DEFAULT) }
+    if socket.exists() { Address::Unix(socket.into()) } else { Address::Tcp(ADMIN_PORT_DEFAULT) }
 }
 
 const ADMIN_PORT_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
@@ -175,40 +175,6 @@ pub struct CniSettings {
     pub exclude_namespaces: Vec<String>,
 }
 
-/// Where the admin endpoint listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdminAddress {
-    Unix(PathBuf),
-    /// Always loopback.
-    Tcp(SocketAddr),
-}
-
-impl FromStr for AdminAddress {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return match Path::new(path) {
-                path if path.is_absolute() => Ok(Self::Unix(path.into())),
-                _ => Err(format!("{text:?} does not name an absolute path after unix:")),
-            };
-        }
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(_) => Err(format!("{text:?} is not a loopback address: the endpoint shows the configuration")),
-            Err(_) => Err(format!("{text:?} is neither unix:/path nor a loopback address with port")),
-        }
-    }
-}
-
-/// `10.0.0.1:15020`, `[fd00::1]:15020`; and `fd00::1:15020`, as it comes of `$(HOST_IP):15020`.
-fn metrics_address(text: &str) -> Result<SocketAddr, String> {
-    let wrong = || format!("{text:?} is not an IP address with a port");
-    text.parse().or_else(|_| {
-        let (ip, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        Ok(SocketAddr::new(ip.parse().map_err(|_| wrong())?, port.parse().map_err(|_| wrong())?))
-    })
-}
-
 /// Which records the access log has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessLog {
@@ -228,7 +194,7 @@ pub struct Settings {
     pub join_token_file: PathBuf,
     pub cgroup_root: PathBuf,
     pub pin_dir: PathBuf,
-    pub admin: AdminAddress,
+    pub admin: Address,
     /// Where only metrics and health are served, for others than this machine.
     pub metrics_address: Option<SocketAddr>,
     /// Use sk_msg acceleration where the probe passes.
@@ -273,7 +239,7 @@ impl Settings {
             pin_dir: check.absolute("--pin-dir", typed.pin_dir),
             admin: check
                 .parsed("--admin", typed.admin.parse())
-                .unwrap_or_else(|| AdminAddress::Unix(PathBuf::new())),
+                .unwrap_or_else(|| Address::Unix(PathBuf::new())),
             metrics_address: typed
                 .metrics_address
                 .and_then(|text| check.parsed("--metrics-address", metrics_address(&text))),
@@ -331,7 +297,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_a_real_node() {
         let settings = parse(GOOD).unwrap();
-        assert_eq!(settings.admin, AdminAddress::Tcp("127.0.0.1:15021".parse().unwrap()));
+        assert_eq!(settings.admin, Address::Tcp("127.0.0.1:15021".parse().unwrap()));
         assert_eq!(Some(settings.cgroup_root), cgroup_root::detect().ok());
         assert_eq!(settings.cni, None);
         assert_eq!(settings.daemonset.to_string(), "weft-system/weft-node");
@@ -395,7 +361,7 @@ mod tests {
             ("localhost:15021", false),
             ("", false),
         ] {
-            assert_eq!(text.parse::<AdminAddress>().is_ok(), local, "{text:?}");
+            assert_eq!(text.parse::<Address>().is_ok(), local, "{text:?}");
         }
     }
 

@@ -3,13 +3,11 @@
 //!
 //! Reads, never changes. No join token and no key is in any answer.
 
-pub mod ask;
 mod dump;
 mod metrics;
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,8 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use weft_admin::{Address, open_unix};
 
-use crate::settings::AdminAddress;
 use crate::source::Read;
 use crate::world::World;
 
@@ -37,10 +35,12 @@ const HEADER_WAIT_MAX: Duration = Duration::from_secs(10);
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
 /// Errors that /readyz shows; /status has more.
 const REASONS_MAX: usize = 20;
-/// The Unix socket is its owner's only.
-const SOCKET_MODE: u32 = 0o600;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
+
+/// The socket of the Kubernetes deployment, and the default of `--admin`.
+const SOCKET: &str = "/run/weft/admin.sock";
+const PORT: u16 = 15014;
 
 /// What is served at a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,28 +55,19 @@ pub enum Listener {
     Tcp(TcpListener),
 }
 
-pub async fn bind(address: &AdminAddress) -> io::Result<Listener> {
-    match address {
-        AdminAddress::Unix(path) => bind_unix(path).map(Listener::Unix),
-        AdminAddress::Loopback(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+/// Where the endpoint is found without being told: the socket of Kubernetes, or the default port.
+pub fn default_address() -> Address {
+    match Path::new(SOCKET).exists() {
+        true => Address::Unix(SOCKET.into()),
+        false => Address::Tcp(([127, 0, 0, 1], PORT).into()),
     }
 }
 
-/// Takes the place of a socket that a dead process left; of nothing else.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
-        }
-        std::fs::remove_file(path)?;
+pub async fn bind(address: &Address) -> io::Result<Listener> {
+    match address {
+        Address::Unix(path) => open_unix(path, BACKLOG).map(Listener::Unix),
+        Address::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
     }
-    // On Linux the file gets the mode of the unbound socket (and less by the umask): it is never open to others.
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    rustix::fs::fchmod(&socket, SOCKET_MODE.into())?;
-    socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
 pub async fn serve(world: Arc<World>, listener: Listener, pages: Pages, stop: CancellationToken) {
@@ -222,27 +213,4 @@ fn status(world: &World) -> serde_json::Value {
         "routes": routes,
         "policies": policies,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_socket_is_its_owners_and_replaces_nothing_but_a_dead_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("admin.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let live = bind_unix(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
-        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(live);
-        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
-        std::fs::write(&file, "kept").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        assert!(bind_unix(&file).is_err() && bind_unix(&link).is_err());
-        assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
-    }
 }

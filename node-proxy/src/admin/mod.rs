@@ -4,12 +4,9 @@
 //! everything that walks tables runs on the blocking pool. Start at [`open`], then [`serve`].
 
 use std::convert::Infallible;
-use std::fs::DirBuilder;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tracing::warn;
+use weft_admin::{Address, open_unix};
 
 use crate::drain::Drain;
-pub use crate::settings::AdminAddress;
 use crate::telemetry::Telemetry;
 use crate::telemetry::metrics::TextFormat;
 
@@ -36,10 +33,6 @@ const CONNECTIONS_MAX: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of a connection, whatever it does: a client that reads slowly gives its place back.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// The Unix socket is its owner's only.
-const SOCKET_MODE: u32 = 0o600;
-/// And so is a directory that is made for it.
-const DIRECTORY_MODE: u32 = 0o700;
 /// Waiting for a place; a scraper's retry takes longer than these take.
 const BACKLOG: i32 = 16;
 
@@ -110,7 +103,7 @@ pub async fn serve_metrics(
 }
 
 /// Opens the endpoint. A predecessor that still serves there has `wait` to end: its pod may be gone from the API before its process is.
-pub async fn open(listen: &AdminAddress, wait: Duration) -> Result<Listener, AdminError> {
+pub async fn open(listen: &Address, wait: Duration) -> Result<Listener, AdminError> {
     let until = tokio::time::Instant::now() + wait;
     let mut told = false;
     loop {
@@ -134,46 +127,16 @@ pub async fn open(listen: &AdminAddress, wait: Duration) -> Result<Listener, Adm
     }
 }
 
-async fn open_once(listen: &AdminAddress) -> Result<Socket, AdminError> {
+async fn open_once(listen: &Address) -> Result<Socket, AdminError> {
     let failed = |address: String| move |source| AdminError::Listen { address, source };
     match listen {
-        AdminAddress::Tcp(address) if !address.ip().is_loopback() => Err(AdminError::NotLoopback(*address)),
-        AdminAddress::Tcp(address) => {
+        Address::Tcp(address) if !address.ip().is_loopback() => Err(AdminError::NotLoopback(*address)),
+        Address::Tcp(address) => {
             TcpListener::bind(address).await.map(Socket::Tcp).map_err(failed(address.to_string()))
         }
-        AdminAddress::Unix(path) => {
+        Address::Unix(path) => {
             open_unix(path, BACKLOG).map(Socket::Unix).map_err(failed(format!("unix:{}", path.display())))
         }
-    }
-}
-
-/// Takes the place of a socket that a dead process left; of nothing else. Only its owner may connect.
-pub(crate) fn open_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
-    }
-    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if somebody_listens(path)? {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves there"));
-        }
-        std::fs::remove_file(path)?;
-    }
-    // On Linux the file gets the mode of the unbound socket (and less by the umask): it is never open to others.
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    rustix::fs::fchmod(&socket, SOCKET_MODE.into())?;
-    socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(backlog)?;
-    socket.set_nonblocking(true)?;
-    UnixListener::from_std(std::os::fd::OwnedFd::from(socket).into())
-}
-
-/// Does not wait: one that hangs, and whose queue is full, listens too.
-fn somebody_listens(path: &Path) -> io::Result<bool> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&socket2::SockAddr::unix(path)?) {
-        Ok(()) => Ok(true),
-        Err(error) => Ok(error.kind() == io::ErrorKind::WouldBlock),
     }
 }
 
@@ -304,9 +267,6 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
-
-mod ask;
-pub use ask::{AskError, ask};
 
 #[cfg(test)]
 mod tests;

@@ -29,9 +29,9 @@ pub use notice::keep_notice;
 
 use self::server::Answers;
 use self::word::Word;
-use crate::admin::open_unix;
 use crate::enrol::{ADDRESSES_MAX, Enroller, Sandbox};
 use crate::node::Node;
+use weft_admin::open_unix;
 
 /// How long a pod waits for the control plane's word of it: that takes some milliseconds, unless the control plane is away. The kubelet
 /// tries again.

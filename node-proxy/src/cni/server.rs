@@ -109,7 +109,7 @@ mod tests {
     use weft_cni::ask::{AskError, Patience, ask};
 
     use super::*;
-    use crate::admin::open_unix;
+    use weft_admin::open_unix;
 
     /// Says what it was asked.
     struct Echo;

@@ -1,4 +1,4 @@
-//! The other side of the endpoint: asks a running weft-node for one page, for `weft-node admin`.
+//! The other side of an endpoint: asks for one page, for `weft-node admin` and `weft-control admin`.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::AdminAddress;
+use super::Address;
 
 /// A page of the largest configuration is made in a second or two.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,34 +22,38 @@ const PAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
 pub enum AskError {
     #[error("{0:?} is not the path of a page, such as /status")]
     Path(String),
-    #[error("no weft-node answers at {address}: {source}")]
-    Connect { address: String, source: io::Error },
+    #[error("nobody answers at {address}: {source}")]
+    Connect { address: Address, source: io::Error },
     #[error("the answer cannot be read: {0}")]
     Broken(Box<dyn std::error::Error + Send + Sync>),
-    #[error("weft-node did not answer within {} s", TIMEOUT.as_secs())]
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
     Late,
+    /// The page says that something is wrong, as /readyz may.
+    #[error("{status}: {text}")]
+    Refused { status: StatusCode, text: String },
 }
 
-pub async fn ask(address: &AdminAddress, path: &str) -> Result<(StatusCode, Bytes), AskError> {
+pub async fn ask(address: &Address, path: &str) -> Result<Bytes, AskError> {
     let bad_path = |_| AskError::Path(path.to_owned());
     if !path.starts_with('/') {
         return Err(AskError::Path(path.to_owned()));
     }
-    let request =
-        Request::get(path).header(header::HOST, "weft-node").body(Empty::new()).map_err(bad_path)?;
+    let request = Request::get(path).header(header::HOST, "weft").body(Empty::new()).map_err(bad_path)?;
+    let failed = |source| AskError::Connect { address: address.clone(), source };
     let answered = async {
         match address {
-            AdminAddress::Unix(socket) => {
-                let failed = |source| AskError::Connect { address: socket.display().to_string(), source };
+            Address::Unix(socket) => {
                 exchange(UnixStream::connect(socket).await.map_err(failed)?, request).await
             }
-            AdminAddress::Tcp(tcp) => {
-                let failed = |source| AskError::Connect { address: tcp.to_string(), source };
-                exchange(TcpStream::connect(tcp).await.map_err(failed)?, request).await
-            }
+            Address::Tcp(tcp) => exchange(TcpStream::connect(tcp).await.map_err(failed)?, request).await,
         }
     };
-    tokio::time::timeout(TIMEOUT, answered).await.unwrap_or(Err(AskError::Late))
+    let (status, body) = tokio::time::timeout(TIMEOUT, answered).await.unwrap_or(Err(AskError::Late))?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&body).trim_end().to_owned();
+        return Err(AskError::Refused { status, text });
+    }
+    Ok(body)
 }
 
 async fn exchange(

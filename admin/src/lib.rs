@@ -1,0 +1,12 @@
+//! What the admin endpoints of weft-control and weft-node share: where they listen ([`Address`]), who may connect ([`open_unix`]), and
+//! how a page is asked for ([`ask`]).
+//!
+//! The pages are each one's own: nothing here knows what they show.
+
+mod address;
+mod ask;
+mod socket;
+
+pub use address::{Address, metrics_address};
+pub use ask::{AskError, ask};
+pub use socket::open_unix;
