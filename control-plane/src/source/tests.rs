@@ -244,6 +244,7 @@ fn what_is_misspelt_in_kind_or_version_is_no_other_kind_of_somebody_elses() {
         ("V1", "Namespace", 1),
         ("v1beta1", "Pod", 1),
         ("gateway.networking.k8s.io/v1beta1", "HTTPRoute", 1),
+        ("gateway.networking.k8s.io/v1", "HTTPRout", 2),
         ("gateway.networking.k8s.io/v1alpha2", "GRPCRoute", 1),
         ("discovery.k8s.io/v1beta1", "EndpointSlice", 1),
     ] {

@@ -100,6 +100,20 @@ const CORE_KINDS: &[&str] = &[
     "ServiceAccount",
 ];
 
+/// Those of the Gateway API's own group, standard and experimental channel, as of its version 1.6.
+const GATEWAY_KINDS: &[&str] = &[
+    "BackendTLSPolicy",
+    "Gateway",
+    "GatewayClass",
+    "GRPCRoute",
+    "HTTPRoute",
+    "ListenerSet",
+    "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "UDPRoute",
+];
+
 /// The field and why what is meant for Weft is not what it says. Taken for somebody else's, it would not be in force, and neither
 /// would the last good version of it.
 fn misspelt(api_version: &str, kind: &str) -> Option<(&'static str, String)> {
@@ -116,6 +130,11 @@ fn misspelt(api_version: &str, kind: &str) -> Option<(&'static str, String)> {
         }
         ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute" | "ReferenceGrant") => {
             read_as("gateway.networking.k8s.io/v1")
+        }
+        ("gateway.networking.k8s.io", _)
+            if !GATEWAY_KINDS.contains(&kind.strip_suffix("List").unwrap_or(kind)) =>
+        {
+            Some(("kind", format!("{group} has no kind {kind:?}")))
         }
         ("discovery.k8s.io", "EndpointSlice") => read_as("discovery.k8s.io/v1"),
         _ => None,
