@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weft_ebpf::{Kernel, Options};
-use world::{POD4, World, at, connect_named, scaled, used, wait_for};
+use world::{POD4, World, at, close, connect_named, scaled, used, wait_for};
 
 /// The ephemeral range, and twice as many connections within the minute that TIME_WAIT lasts. Both are scaled.
 const PORTS: usize = 28_232;
@@ -58,6 +58,6 @@ fn more_short_connections_than_ports_are_made_within_a_minute_and_none_is_refuse
     }
     let share = kernel.pod_use(world.pod.cookie).unwrap().unwrap();
     assert_eq!(share.entries, [0; 5], "the pod's share is free again");
-    drop(app);
+    close(app);
     assert!(descriptors() <= before, "{} descriptors, {before} before", descriptors());
 }

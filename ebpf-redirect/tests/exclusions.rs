@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream};
 
 use weft_ebpf::{EXCLUDED_CIDRS_PER_POD_MAX, EXCLUDED_PORTS_PER_POD_MAX, KernelError, PodState};
-use world::{PEER4, POD4, Proxy, TUNNEL, World, at, used};
+use world::{PEER4, POD4, Proxy, TUNNEL, World, at, close, used};
 
 /// One more than a pod may have, in both directions together; none of them is used by the test.
 fn too_many() -> Vec<u16> {
@@ -40,7 +40,7 @@ fn a_pod_that_excludes_more_than_it_may_is_told_and_shut_and_another_is_enrolled
         let app = world.listen("pod", &world.pod, POD4, 8080);
         let into = world.run("agent", &world.peer, || TcpStream::connect(at(POD4, 8080)));
         assert_eq!(into.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{what}");
-        drop(app);
+        close(app);
         assert_eq!((used(&kernel, "excluded_ports"), used(&kernel, "excluded_cidrs")), (0, 0));
         kernel.release(world.pod.cookie).unwrap();
     }
@@ -52,5 +52,5 @@ fn a_pod_that_excludes_more_than_it_may_is_told_and_shut_and_another_is_enrolled
         .unwrap();
     let other = world.another_pod();
     let _others = world.enrol_other(&kernel, &other);
-    drop(outside);
+    close(outside);
 }

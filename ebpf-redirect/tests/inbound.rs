@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, TcpStream};
 
 use weft_ebpf::Outcome;
-use world::{PEER4, PEER6, POD4, POD6, TUNNEL, World, at, counted};
+use world::{PEER4, PEER6, POD4, POD6, TUNNEL, World, at, close, counted};
 
 #[test]
 fn inbound_of_each_family_is_steered_and_keeps_its_destination() {
@@ -51,7 +51,7 @@ fn the_pods_own_calls_and_excluded_ports_reach_the_application() {
 fn without_the_proxys_listener_inbound_is_refused_though_the_application_listens() {
     let world = World::new();
     let kernel = world.kernel();
-    drop(world.enrol(&kernel));
+    close(world.enrol(&kernel));
     let app = world.listen("pod", &world.pod, POD4, 8080);
     let refused = world.run("agent", &world.peer, || TcpStream::connect(at(POD4, 8080)).unwrap_err());
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);

@@ -11,15 +11,15 @@ use std::net::TcpStream;
 use aya::maps::MapData;
 use aya::programs::{loaded_links, loaded_programs};
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, POD4, World, at, counted, wait_for};
+use world::{PEER4, POD4, World, at, close, counted, wait_for};
 
 #[test]
 fn a_crash_fails_closed_and_the_next_process_takes_over() {
     let world = World::new();
     let server = world.listen("agent", &world.peer, PEER4, 9001);
     let kernel = world.kernel();
-    drop(world.enrol(&kernel));
-    drop(kernel);
+    close(world.enrol(&kernel));
+    close(kernel);
     let connect = || TcpStream::connect(at(PEER4, 9001)).map(drop).map_err(|error| error.kind());
     assert_eq!(world.run("pod", &world.pod, connect), Err(io::ErrorKind::ConnectionRefused));
     let inbound = || TcpStream::connect(at(POD4, 8080)).map(drop).map_err(|error| error.kind());
@@ -44,8 +44,8 @@ fn a_crash_fails_closed_and_the_next_process_takes_over() {
 fn maps_of_another_size_are_replaced_and_pods_stay_enrolled() {
     let world = World::new();
     let kernel = world.kernel();
-    drop(world.enrol(&kernel));
-    drop(kernel);
+    close(world.enrol(&kernel));
+    close(kernel);
     let kernel = Kernel::load(&Options { flows_max: 64, ..world.options() }).unwrap();
     assert_eq!(kernel.enrolled().unwrap(), [world.pod.cookie]);
     let refused = world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 9001)).unwrap_err());
@@ -79,7 +79,7 @@ fn detaching_leaves_nothing_and_the_pod_is_free() {
     let server = world.listen("agent", &world.peer, PEER4, 9001);
     let kernel = world.kernel();
     let _proxy = world.enrol(&kernel);
-    drop(kernel);
+    close(kernel);
     let links = links_of(&world);
     assert_eq!(links.len(), 7, "six hooks of the cgroup and one of the pod");
     weft_ebpf::detach_all(&world.pins).unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_ebpf::Outcome;
-use world::{PEER4, PEER6, POD4, POD6, World, at, connect_named, counted, used, wait_for};
+use world::{PEER4, PEER6, POD4, POD6, World, at, close, connect_named, counted, used, wait_for};
 
 fn socket(domain: Domain) -> Socket {
     Socket::new(domain, Type::STREAM, Some(Protocol::MPTCP)).expect("a kernel with MPTCP")
@@ -70,7 +70,7 @@ fn a_client_goes_through_the_proxy_and_sees_the_destination_it_asked_for() {
 fn without_the_proxy_a_client_is_refused() {
     let world = World::new();
     let kernel = world.kernel();
-    drop(world.enrol(&kernel));
+    close(world.enrol(&kernel));
     let _direct = world.listen("agent", &world.peer, PEER4, 8080);
     let refused =
         world.run("pod", &world.pod, || socket(Domain::IPV4).connect(&at(PEER4, 8080).into()).unwrap_err());

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use weft_ebpf::{Outcome, PodState};
-use world::{PEER4, PEER6, POD4, POD6, Proxy, World, at, counted, used, wait_for};
+use world::{PEER4, PEER6, POD4, POD6, Proxy, World, at, close, counted, used, wait_for};
 
 fn connect_as(domain: Domain, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(domain, Type::STREAM, None)?;
@@ -96,7 +96,7 @@ fn a_client_that_sends_and_closes_before_the_accept_is_still_known() {
     let mut text = String::new();
     accepted.read_to_string(&mut text).unwrap();
     assert_eq!(text, "all there is");
-    drop(accepted);
+    close(accepted);
     wait_for("freed entries", || used(&kernel, "original_destinations") == 0);
 }
 
@@ -136,7 +136,7 @@ fn a_released_pod_connects_by_itself_and_no_proxy_means_refused() {
     let kernel = world.kernel();
     let proxy = world.enrol(&kernel);
     let server = world.listen("agent", &world.peer, PEER4, 9001);
-    drop(proxy);
+    close(proxy);
     let refused = world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 9001)).unwrap_err());
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     assert_eq!(used(&kernel, "original_destinations"), 0);

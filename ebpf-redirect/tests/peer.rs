@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, PEER6, POD4, POD6, World, at, connect_named, counted, forge, used, wait_for};
+use world::{PEER4, PEER6, POD4, POD6, World, at, close, connect_named, counted, forge, used, wait_for};
 
 const CLIENT4: &str = "10.99.0.1";
 const CLIENT6: &str = "fd99::1";
@@ -63,7 +63,7 @@ fn the_application_sees_the_client_in_each_family() {
         assert_eq!(peer, seen);
         // The application closes first here.
         accepted.write_all(b"bye").unwrap();
-        drop(accepted);
+        close(accepted);
         let mut text = String::new();
         (&upstream).read_to_string(&mut text).unwrap();
         assert_eq!(text, "bye");
@@ -79,7 +79,7 @@ fn a_client_that_is_gone_before_the_accept_is_still_named() {
     let app = world.listen("pod", &world.pod, POD4, 8080);
     let mut upstream = proxy_connects(&world, &kernel, at(POD4, 8080), at(CLIENT4, 5555));
     upstream.write_all(b"all there is").unwrap();
-    drop(upstream);
+    close(upstream);
     wait_for("the proxy's socket gone", || used(&kernel, "peer_by_cookie") == 0);
     assert_eq!(used(&kernel, "peer_names"), 0);
     let (mut accepted, peer) = application_sees(&world, &app);
@@ -87,7 +87,7 @@ fn a_client_that_is_gone_before_the_accept_is_still_named() {
     let mut text = String::new();
     accepted.read_to_string(&mut text).unwrap();
     assert_eq!(text, "all there is");
-    drop(accepted);
+    close(accepted);
     none_left(&kernel);
 }
 
@@ -100,11 +100,11 @@ fn a_client_that_is_reset_before_the_accept_is_still_named() {
     let upstream = proxy_connects(&world, &kernel, at(POD4, 8080), at(CLIENT4, 5555));
     wait_for("the application's end", || used(&kernel, "accepted_peers") == 1);
     socket2::SockRef::from(&upstream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-    drop(upstream);
+    close(upstream);
     wait_for("the reset", || used(&kernel, "accepted_peers") == 0);
     let (stream, peer) = world.run("pod", &world.pod, move || app.accept().unwrap());
     assert_eq!(peer, at(CLIENT4, 5555));
-    drop(stream);
+    close(stream);
     none_left(&kernel);
     wait_for("freed entries", || used(&kernel, "closed_peers") == 0);
 }
@@ -155,7 +155,7 @@ fn failed_connects_leave_nothing_and_a_full_share_refuses() {
     assert_eq!(counted(&kernel, Outcome::PeerRefusedShare), 1);
     // The refused one is not left behind either.
     wait_for("freed entries", || used(&kernel, "peer_by_cookie") == 4);
-    drop(held);
+    close(held);
     wait_for("freed entries", || used(&kernel, "peer_by_cookie") == 0);
     proxy_connects(&world, &kernel, at(POD4, 8080), at(CLIENT4, 1));
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{PEER4, POD4, POD6, Proxy, World, at, counted, forge, used, wait_for};
+use world::{PEER4, POD4, POD6, Proxy, World, at, close, counted, forge, used, wait_for};
 
 const PROBED: u16 = 8080;
 const OTHER: u16 = 8081;
@@ -77,7 +77,7 @@ fn a_probe_of_the_node_reaches_the_application_in_each_family_and_leaves_nothing
         accepted.set_nonblocking(false).unwrap();
         accepted.read_exact(&mut text).unwrap();
         assert_eq!(used(&kernel, "probes"), 1);
-        drop((probe, accepted));
+        close((probe, accepted));
         wait_for("freed entries", || {
             ["probes", "probes_by_cookie"].into_iter().all(|map| used(&kernel, map) == 0)
         });
@@ -140,11 +140,11 @@ fn a_full_map_lets_no_probe_pass_and_counts_it() {
     let _second = connect(&world, "kubelet", at(POD4, PROBED));
     assert_eq!(pod.reached().1, Reached::Proxy);
     assert_eq!(counted(&kernel, Outcome::ProbeRefusedFull), 1);
-    drop(first);
+    close(first);
     // A probe whose connect fails holds no place either.
     wait_for("room", || used(&kernel, "probes_by_cookie") == 0);
     let gone = pod.apps.into_iter().next().unwrap();
-    drop(gone);
+    close(gone);
     let refused = world.run("kubelet", &world.peer, || TcpStream::connect(at(POD4, PROBED)).unwrap_err());
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     wait_for("room", || used(&kernel, "probes_by_cookie") == 0 && used(&kernel, "probes") == 0);
@@ -176,7 +176,7 @@ fn what_an_earlier_process_let_through_is_taken_over() {
     let live = connect(&world, "kubelet", at(POD4, PROBED));
     let (_accepted, reached) = pod.reached();
     assert_eq!(reached, Reached::Application);
-    drop(first);
+    close(first);
     let kernel = kernel(&world, 256);
     let _probe = connect(&world, "kubelet", at(POD4, PROBED));
     assert_eq!(pod.reached().1, Reached::Application);

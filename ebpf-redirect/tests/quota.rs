@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use weft_ebpf::{Kernel, Options, Outcome};
-use world::{Netns, PEER4, POD4, World, at, connect_named, counted, used, wait_for};
+use world::{Netns, PEER4, POD4, World, at, close, connect_named, counted, used, wait_for};
 
 /// A pod's share is a quarter.
 const SHARE: usize = 4;
@@ -55,9 +55,9 @@ fn a_pod_that_fills_its_share_is_refused_and_another_pod_is_not() {
         connect(&world, &other).unwrap();
     }
     // A close makes room, once the proxy has let go too.
-    drop(held);
+    close(held);
     for _ in 0..SHARE {
-        drop(proxy.outbound4.accept().unwrap());
+        close(proxy.outbound4.accept().unwrap());
     }
     wait_for("a free share", || share_of(&kernel, &world.pod) == [0; 5]);
     assert_eq!(greedy(&world, &world.pod).0.len(), SHARE);
@@ -70,14 +70,14 @@ fn a_client_that_closes_before_the_proxy_accepts_stays_within_its_share() {
     let proxy = world.enrol(&kernel);
     // Twice the share: the far end may outlive the one that counts. Then the proxy is not told any more, and closes.
     for _ in 0..2 * SHARE {
-        drop(connect(&world, &world.pod).unwrap());
+        close(connect(&world, &world.pod).unwrap());
     }
     assert_eq!(used(&kernel, "original_destinations"), 2 * SHARE);
-    drop(connect(&world, &world.pod).unwrap());
+    close(connect(&world, &world.pod).unwrap());
     assert_eq!(counted(&kernel, Outcome::FlowRefusedShare), 1);
     assert_eq!(used(&kernel, "original_destinations"), 2 * SHARE);
     for _ in 0..=2 * SHARE {
-        drop(proxy.outbound4.accept().unwrap());
+        close(proxy.outbound4.accept().unwrap());
     }
     wait_for("a free share", || share_of(&kernel, &world.pod) == [0; 5]);
 }
@@ -96,7 +96,7 @@ fn a_full_map_refuses_whoever_comes() {
     assert_eq!(counted(&kernel, Outcome::ConnectRefusedFull), 1);
     assert_eq!(share_of(&kernel, &world.pod), [0; 5], "what was refused does not count");
     // The kernel lets go of a connection when it has handled its last segments, which a busy machine does later.
-    drop(held);
+    close(held);
     wait_for("room in the map", || connect(&world, &world.pod).is_ok());
 }
 
@@ -104,7 +104,7 @@ fn a_full_map_refuses_whoever_comes() {
 fn failed_connects_and_sockets_that_connect_again_do_not_use_up_the_share() {
     let world = World::new();
     let kernel = kernel(&world);
-    drop(world.enrol(&kernel));
+    close(world.enrol(&kernel));
     world.run("pod", &world.pod, || {
         for _ in 0..10 * SHARE {
             TcpStream::connect(at(PEER4, 80)).unwrap_err();
@@ -143,7 +143,7 @@ fn an_application_that_never_closes_uses_up_its_own_share_only() {
     world.run("agent", &other, move || {
         connect_named(&handle, at(POD4, 8080), at("10.99.0.1", 1)).unwrap();
     });
-    drop((app, others_app, held));
+    close((app, others_app, held));
     for pod in [&world.pod, &other] {
         wait_for("a free share", || share_of(&kernel, pod) == [0; 5]);
     }
@@ -157,17 +157,17 @@ fn a_share_outlives_the_proxy_and_the_enrolment_and_goes_with_the_last_connectio
     let (held, _) = greedy(&world, &world.pod);
     // Those ends of the proxy drain on while the next process is there.
     let draining: Vec<_> = (0..SHARE).map(|_| proxy.outbound4.accept().unwrap()).collect();
-    drop((first, proxy));
+    close((first, proxy));
     // The next process, and a pod that leaves and comes back.
     let kernel = kernel(&world);
     let proxy = world.enrol(&kernel);
     connect(&world, &world.pod).unwrap_err();
-    drop(proxy);
+    close(proxy);
     kernel.release(world.pod.cookie).unwrap();
     let proxy = world.enrol(&kernel);
     connect(&world, &world.pod).unwrap_err();
     assert_eq!(counted(&kernel, Outcome::ConnectRefusedShare), 3);
-    drop((held, draining, proxy));
+    close((held, draining, proxy));
     wait_for("a free share", || share_of(&kernel, &world.pod) == [0; 5]);
     kernel.release(world.pod.cookie).unwrap();
     let other = world.another_pod();

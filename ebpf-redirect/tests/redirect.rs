@@ -13,8 +13,8 @@ use socket2::SockRef;
 use weft_ebpf::{Feature, Kernel, Outcome};
 use weft_ebpf_common::abi::{UNREAD_BYTES_BREAK, UNREAD_BYTES_MAX};
 use world::{
-    PEER4, POD4, Proxy, World, at, connect_named, counted, redirects_accepted, redirects_to_applications,
-    scaled, used, wait_for,
+    PEER4, POD4, Proxy, World, at, close, connect_named, counted, redirects_accepted,
+    redirects_to_applications, scaled, used, wait_for,
 };
 
 /// Both are scaled, and a sixteenth is still more than what a reader may leave unread.
@@ -167,7 +167,7 @@ fn every_byte_arrives_with_redirect_off_for_the_node_or_the_pod() {
     assert!(!kernel.set_redirect(false).unwrap());
     both_ways(&world, &kernel, &proxy);
     kernel.set_redirect(true).unwrap();
-    drop(proxy);
+    close(proxy);
     let proxy = world.enrol_with(&kernel, |pod| pod.redirect = false);
     both_ways(&world, &kernel, &proxy);
     assert_eq!(counted(&kernel, Outcome::SocketInserted), 0);
@@ -222,10 +222,10 @@ fn a_reset_reaches_the_other_end() {
     let (mut app, accepted) = outbound_leg(&world, &proxy);
     app.write_all(b"unread").unwrap();
     SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(accepted);
+    close(accepted);
     let error = app.read(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    drop(app);
+    close(app);
     wait_for("freed entries", || used(&kernel, "legs") == 0);
 }
 

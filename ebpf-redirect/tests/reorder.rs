@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use weft_ebpf::{Feature, Outcome};
-use world::{PEER4, World, at, counted, wait_for};
+use world::{PEER4, World, at, close, counted, wait_for};
 
 /// Is this thread of ours asleep in the kernel?
 fn asleep(thread: i32) -> bool {
@@ -41,7 +41,7 @@ fn a_send_that_waited_for_the_connect_is_not_overtaken() {
     });
     let thread = thread.recv().unwrap();
     wait_for("a send that waits", || asleep(thread));
-    drop((proxy.outbound4.accept().unwrap(), filler));
+    close((proxy.outbound4.accept().unwrap(), filler));
     let (mut accepted, _) = proxy.outbound4.accept().unwrap();
     waiting.join().unwrap();
     // The filler's two ends and the client's. The proxy's end is not, where it was later than the first bytes.

@@ -12,7 +12,8 @@ use aya::maps::{Array, Map, MapData};
 use weft_ebpf::{Kernel, Options, Outcome};
 use weft_ebpf_common::abi::ABI_VERSION;
 use world::{
-    PEER4, POD4, World, at, connect_named, connect_named_by, counted, redirects_accepted, used, wait_for,
+    PEER4, POD4, World, at, close, connect_named, connect_named_by, counted, redirects_accepted, used,
+    wait_for,
 };
 
 /// A second set of pins, removed whatever happens.
@@ -76,9 +77,9 @@ fn names_survive_a_take_over_and_the_draining_process_still_names() {
     assert_eq!(names, [1, 2, 3].map(|port| at("10.99.0.1", port)));
     assert_eq!(used(&new, "peer_by_cookie"), 3);
     // The old process ends: what it held goes with its sockets, and nothing else.
-    drop((old, before, during));
+    close((old, before, during));
     wait_for("freed entries", || used(&new, "peer_by_cookie") == 1);
-    drop(after);
+    close(after);
     wait_for("freed entries", || used(&new, "accepted_peers") == 0 && used(&new, "peer_names") == 0);
 }
 
@@ -86,10 +87,10 @@ fn names_survive_a_take_over_and_the_draining_process_still_names() {
 fn maps_of_another_version_are_replaced_and_pods_stay_enrolled() {
     let world = World::new();
     let kernel = world.kernel();
-    drop(world.enrol(&kernel));
+    close(world.enrol(&kernel));
     world.run("pod", &world.pod, || TcpStream::connect(at(PEER4, 9001)).unwrap_err());
     assert_eq!(counted(&kernel, Outcome::ConnectRedirected), 1);
-    drop(kernel);
+    close(kernel);
     let open = || MapData::from_pin(world.pins.join("maps/CONFIG")).unwrap();
     let id = || open().info().unwrap().id();
     let old = id();

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream};
 
 use weft_ebpf::{Outcome, PodState};
-use world::{INBOUND, OUTBOUND, PEER4, PEER6, POD4, POD6, TUNNEL, World, at, counted};
+use world::{INBOUND, OUTBOUND, PEER4, PEER6, POD4, POD6, TUNNEL, World, at, close, counted};
 
 #[test]
 fn a_shut_pod_reaches_nobody_and_is_reached_by_nobody() {
@@ -23,7 +23,7 @@ fn a_shut_pod_reaches_nobody_and_is_reached_by_nobody() {
             ..proxy.state(&world.pod, &addresses)
         })
         .unwrap();
-    drop(proxy);
+    close(proxy);
     let mut apps = Vec::new();
     for port in [OUTBOUND, INBOUND, TUNNEL, 8080, 9000] {
         for address in ["0.0.0.0", "::"] {

@@ -10,15 +10,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 use weft_ebpf::{Kernel, Options, Outcome, PodState};
 
-pub(crate) const CGROUP: &str = "/sys/fs/cgroup/unified";
 pub(crate) const OUTBOUND: u16 = 15001;
 pub(crate) const INBOUND: u16 = 15006;
 pub(crate) const TUNNEL: u16 = 15008;
@@ -40,8 +39,33 @@ pub(crate) struct World {
     pub(crate) peer: Netns,
 }
 
+/// Where cgroup v2 is mounted: alone, or beside v1.
+pub(crate) fn cgroup_root() -> PathBuf {
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+    places.into_iter().find(|place| place.join("cgroup.controllers").exists()).expect("cgroup v2 is mounted")
+}
+
+/// Held while a child is made. It has copies of all descriptors until it becomes `ip`, those of other tests' sockets too.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+/// Like `drop`, for what is to be closed when this returns, and not when a child that another test is making lets go.
+pub(crate) fn close<T>(what: T) {
+    drop(what);
+    drop(SPAWNING.lock());
+}
+
 fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    let mut command = Command::new("ip");
+    command
+        .args(arguments.split_whitespace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = {
+        let _alone = SPAWNING.lock();
+        command.spawn()
+    };
+    let output = child.unwrap().wait_with_output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -79,10 +103,10 @@ impl World {
         // threads along, also those that another test of this process has put where its hooks are.
         static MOVED: Once = Once::new();
         MOVED.call_once(|| {
-            fs::write(format!("{CGROUP}/cgroup.procs"), std::process::id().to_string()).unwrap();
+            fs::write(cgroup_root().join("cgroup.procs"), std::process::id().to_string()).unwrap();
         });
         let name = format!("weft-kt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let root = Path::new(CGROUP).join(&name);
+        let root = cgroup_root().join(&name);
         for part in ["", "agent", "pod", "kubelet"] {
             fs::create_dir(root.join(part)).unwrap();
             fs::write(root.join(part).join("cgroup.type"), "threaded").unwrap();
