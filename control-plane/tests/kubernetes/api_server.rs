@@ -6,6 +6,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kube::Client;
@@ -45,9 +46,20 @@ fn binary(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not in {}: `make cluster-up` makes it", cache.display()))
 }
 
-/// Free a moment ago: whoever starts there says so if it no longer is.
+/// Free a moment ago, and below the ports that connections of other tests get (`ip_local_port_range`), which nobody asks
+/// whether they suit a server that is still starting.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mine = std::process::id().wrapping_mul(100);
+    loop {
+        let nth = mine.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + nth).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn started(name: &str, log: &Path, arguments: &[String]) -> Child {
