@@ -51,6 +51,8 @@ fn call(lab: &Lab, socket: &str, command: &str, pod: &PodState) -> Result<Output
     let conf = json!({
         "cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "weft-cni",
         "socket": socket, "excludeNamespaces": ["kube-system"],
+        // Of GC: this network has no pod.
+        "cni.dev/valid-attachments": [],
         "prevResult": {"cniVersion": "1.0.0", "ips": ips, "interfaces": [{"name": "eth0"}]},
     });
     let args = format!(
@@ -124,6 +126,14 @@ fn a_new_pod_is_in_the_mesh_before_its_first_process() -> Result<()> {
         let again = call(&lab, command, &pod)?;
         ensure!(again.status.success(), "{command}: {}", String::from_utf8_lossy(&again.stdout));
     }
+
+    // The garbage collection of a network that has the plugin and not this pod, as one that was outranked.
+    let live = |lab: &Lab| Ok::<_, anyhow::Error>(lab.mesh_state(&pod)?.0);
+    ensure!(
+        call(&lab, "GC", &pod)?.status.success() && live(&lab)? == "enrolled",
+        "{:?}",
+        lab.mesh_state(&pod)?
+    );
 
     // The node's proxy is away: the pod waits, and the reason is told as the specification wants.
     lab.kill_node("node1")?;

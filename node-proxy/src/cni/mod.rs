@@ -68,11 +68,15 @@ impl Answers for Agent {
             Command::Add(pod) => self.add(pod).await,
             Command::Check(pod) => self.check(pod).await,
             Command::Del { container_id } => {
-                self.forget(move |ended| ended == container_id).await.map(|()| false)
+                self.forget(move |_, ended| ended == container_id).await.map(|()| false)
             }
             Command::Gc { container_ids } => {
-                let left = move |ended: &str| !container_ids.iter().any(|valid| valid == ended);
-                self.forget(left).await.map(|()| false)
+                let node = Arc::clone(&self.node);
+                let ended = move |uid: &PodUid, container: &str| {
+                    !container_ids.iter().any(|valid| valid == container)
+                        && word::is_over(&node.snapshot.load(), uid)
+                };
+                self.forget(ended).await.map(|()| false)
             }
         };
         match done {
@@ -181,7 +185,7 @@ impl Agent {
         .await
     }
 
-    async fn forget(&self, ended: impl Fn(&str) -> bool + Send + 'static) -> Result<(), String> {
+    async fn forget(&self, ended: impl Fn(&PodUid, &str) -> bool + Send + 'static) -> Result<(), String> {
         let node = Arc::clone(&self.node);
         self.with_enroller(move |enroller| {
             enroller.detach(ended, &node.pods);

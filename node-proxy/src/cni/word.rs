@@ -50,6 +50,12 @@ pub(super) fn of(snapshot: &Snapshot, node: &str, pod: &Sandbox) -> Word {
     }
 }
 
+/// Whether a sandbox may be forgotten that a GC does not name. Its list is of one network: where a list of another name has the plugin too,
+/// as one has that was outranked, the pods of that one are not in it, and must not lose the mesh by it.
+pub(super) fn is_over(snapshot: &Snapshot, uid: &PodUid) -> bool {
+    snapshot.workload(uid).is_none_or(|workload| workload.terminating)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -96,12 +102,14 @@ mod tests {
     #[test]
     fn a_pod_waits_only_if_it_may_belong_into_the_mesh() {
         let enrolled = |uid: &str| Word::Enrol(uid.parse().unwrap());
+        let over = |snapshot: &Snapshot, uid: &str| is_over(snapshot, &uid.parse().unwrap());
         let known = snapshot(vec![
             workload("u-1", |_| {}),
             workload("u-2", |it| (it.enrolled, it.name) = (false, "other".into())),
             workload("u-3", |it| it.terminating = true),
             workload("u-4", |it| (it.node, it.name) = ("n2".into(), "far".into())),
         ]);
+        assert_eq!(["u-1", "u-2", "u-3", "u-9"].map(|uid| over(&known, uid)), [false, false, true, true]);
         for (snapshot, pod, expected) in [
             (&known, pod("shop", Some("u-1")), enrolled("u-1")),
             (&known, pod("shop", Some("u-2")), Word::Outside),

@@ -116,9 +116,9 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Forgets the sandboxes of these containers, and says whose they were.
-    pub(super) fn remove(&mut self, ended: impl Fn(&str) -> bool) -> Vec<(PodUid, Sandbox)> {
-        self.0.extract_if(|_, sandbox| ended(&sandbox.container_id)).collect()
+    /// Forgets the sandboxes of these pods and containers, and says whose they were.
+    pub(super) fn remove(&mut self, ended: impl Fn(&PodUid, &str) -> bool) -> Vec<(PodUid, Sandbox)> {
+        self.0.extract_if(|uid, sandbox| ended(uid, &sandbox.container_id)).collect()
     }
 
     /// Forgets those whose pods are unknown, but not one whose pod may yet be told of.
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(sandboxes.uids().len(), 2);
         sandboxes.retain_known(|uid| *uid == known, now + UNMENTIONED);
         assert_eq!(sandboxes.uids(), [known].into());
-        assert!(sandboxes.remove(|container| container == "c2").is_empty());
-        assert_eq!(sandboxes.remove(|container| container == "c1").len(), 1);
+        assert!(sandboxes.remove(|_, container| container == "c2").is_empty());
+        assert_eq!(sandboxes.remove(|_, container| container == "c1").len(), 1);
     }
 }

@@ -64,7 +64,7 @@ impl Enroller {
     }
 
     /// These sandboxes are taken down: their pods are released, and live connections end. A sandbox that came after is not touched.
-    pub fn detach(&mut self, ended: impl Fn(&str) -> bool, pods: &Pods) {
+    pub fn detach(&mut self, ended: impl Fn(&PodUid, &str) -> bool, pods: &Pods) {
         for (uid, sandbox) in self.sandboxes.remove(ended) {
             self.journal
                 .note(&uid, format!("the container runtime took its sandbox {} down", sandbox.container_id));

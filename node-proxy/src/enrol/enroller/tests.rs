@@ -176,7 +176,7 @@ impl Node {
     }
 
     fn detach(&mut self, container: &str) {
-        self.enroller.detach(|ended| ended == container, &self.pods);
+        self.enroller.detach(|_, ended| ended == container, &self.pods);
     }
 
     fn events(&self, uid: &str) -> Vec<String> {
