@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 
 use super::manifest::{self, Images, kind, name};
-use super::readiness::{Workload, pods};
+use super::readiness::{Workload, is_ready, pods, why_not_ready};
 use super::words::{Words as _, is_missing};
 use super::{Cluster, NAMESPACE, PART_OF, Target};
 
@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Leave the kinds AuthorizationPolicy and TrafficPolicy, and so everybody's policies
     #[arg(long)]
     keep_crds: bool,
+    /// Delete it even where weft-node does not run, and leave what an earlier one left on those nodes
+    #[arg(long)]
+    force: bool,
     /// How long the nodes may take to clean up, and the rest to disappear
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     wait_seconds: u64,
@@ -49,10 +52,25 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     if arguments.keep_crds {
         objects.retain(|object| kind(object) != "CustomResourceDefinition");
     }
+    let idle = not_running(&pods(&cluster, Workload::Node).await?);
+    if !idle.is_empty() && !arguments.force {
+        bail!(
+            "nothing was deleted: weft-node does not run on\n  {}\nWhat an earlier one may have left there (hooks that keep pods of the mesh shut, \
+             maps, the CNI entry) only a running one takes away. Repair it first, as by `weft install --tag <one that works>`; if none ever ran there, \
+             or the nodes are given up: --force",
+            idle.join("\n  ")
+        );
+    }
     let mut removed = 0;
     for nodes in objects.extract_if(.., |object| kind(object) == "DaemonSet") {
         if remove(&cluster, &nodes).await? {
             nodes_gone(&cluster, wait_max).await?;
+            if idle.is_empty() {
+                tell!("every node has removed its hooks, maps and CNI entry");
+            } else {
+                let left = idle.join("\n  ");
+                tell!("removed hooks, maps and CNI entry, but for what may be left on\n  {left}");
+            }
             removed += 1;
         }
     }
@@ -109,6 +127,24 @@ async fn remove(cluster: &Cluster, object: &DynamicObject) -> Result<bool> {
     }
 }
 
+/// Pods of weft-node without a process that could clean up its node, with the reason.
+fn not_running(pods: &[Pod]) -> Vec<String> {
+    let idle = |pod: &&Pod| {
+        let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first());
+        let runs =
+            status.is_some_and(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
+        // One that ends and is started over and over has not come as far as to know what it should take away.
+        let crashes = status.is_some_and(|status| status.restart_count > 0) && !is_ready(pod);
+        pod.metadata.deletion_timestamp.is_none() && (!runs || crashes)
+    };
+    let told = |pod: &Pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let place = node.or(pod.metadata.name.as_deref()).unwrap_or_default();
+        format!("{place}: {}", why_not_ready(pod, &[]))
+    };
+    pods.iter().filter(idle).map(told).collect()
+}
+
 /// Each weft-node cleans up its node when it ends; its pod is there until it has.
 async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
     let started = Instant::now();
@@ -120,7 +156,6 @@ async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
             .filter_map(|pod| pod.spec.as_ref()?.node_name.clone())
             .collect();
         if waiting.is_empty() {
-            tell!("every node has removed its hooks, maps and CNI entry");
             return Ok(());
         }
         let nodes = waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -181,4 +216,43 @@ async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
     }
     tell!("Weft is uninstalled");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_weft_node_that_does_not_run_can_take_nothing_away() {
+        let pod = |node: &str, ready: bool, restarts: u32, state: serde_json::Value| -> Pod {
+            let ready = if ready { "True" } else { "False" };
+            serde_json::from_value(json!({
+                "metadata": {"name": format!("weft-node-{node}")}, "spec": {"nodeName": node, "containers": []},
+                "status": {"conditions": [{"type": "Ready", "status": ready}],
+                    "containerStatuses": [{"name": "weft-node", "image": "", "imageID": "", "ready": false,
+                        "restartCount": restarts, "state": state}]},
+            }))
+            .unwrap()
+        };
+        let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
+        let (running, ended) = (json!({"running": {}}), json!({"terminated": {"exitCode": 1}}));
+        let mut ending = pod("ending", false, 0, waiting.clone());
+        ending.metadata.deletion_timestamp = serde_json::from_value(json!("2026-11-23T00:00:00Z")).unwrap();
+        let all = [
+            pod("well", true, 0, running.clone()),
+            pod("replaced-once", true, 1, running.clone()),
+            // It may have no configuration: it knows all the same what to take away.
+            pod("unready", false, 0, running.clone()),
+            pod("pulls", false, 0, waiting),
+            pod("ended", false, 0, ended),
+            pod("crashes", false, 3, running),
+            ending,
+        ];
+        let told = not_running(&all);
+        let nodes: Vec<_> = told.iter().filter_map(|line| Some(line.split_once(':')?.0)).collect();
+        assert_eq!(nodes, ["pulls", "ended", "crashes"]);
+        assert!(told[0].contains("ImagePullBackOff: no such image"), "{told:?}");
+    }
 }
