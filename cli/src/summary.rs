@@ -54,6 +54,14 @@ fn faults(status: &Value) -> Vec<(&'static str, String)> {
     for (label, kind) in [("error", "errors"), ("warning", "warnings")] {
         all.extend(list(&status["source"][kind]).map(|problem| (label, place_and_message(problem))));
     }
+    let authority = &status["authority"];
+    if let Some(problem) = authority["problem"].as_str() {
+        all.push(("authority", format!("is not followed, the last good one signs: {problem}")));
+    }
+    if authority["expired"] == true {
+        let store = text(&authority["store"]);
+        all.push(("authority", format!("{store} has EXPIRED: no certificate is signed")));
+    }
     let bad = |route: &&Value| route["accepted"] != true || route["resolved_refs"] != true;
     for route in list(&status["routes"]).filter(bad) {
         let (kind, name) = (text(&route["kind"]), text(&route["route"]));
@@ -377,6 +385,7 @@ node1  weft-node 0.1.0  Linux 6.1.0  ready
                  "reason": "BackendNotFound", "message": "backend shop/x:80 cannot be resolved"},
             ],
             "policies": [{"kind": "AuthorizationPolicy", "policy": "shop/no", "message": "selects no pod of namespace shop"}],
+            "authority": {"store": "Secret weft-system/weft-ca", "expired": true, "problem": "tls.key of Secret weft-system/weft-ca: no key"},
         });
         assert_eq!(
             summary("control", &status, NOW),
@@ -389,6 +398,8 @@ control  weft-control 0.1.0  ready
                node3 is not connected
   error        shop.yaml:4: no kind
   warning      Pod shop/a: label
+  authority    is not followed, the last good one signs: tls.key of Secret weft-system/weft-ca: no key
+  authority    Secret weft-system/weft-ca has EXPIRED: no certificate is signed
   route        GRPCRoute shop/bad at shop/web: BackendNotFound: backend shop/x:80 cannot be resolved
   policy       AuthorizationPolicy shop/no: selects no pod of namespace shop
 "

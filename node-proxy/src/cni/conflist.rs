@@ -41,6 +41,13 @@ pub(super) fn with_entry(text: &str, entry: &Value) -> Result<Option<String>, Co
     }
 }
 
+/// The types of the list's plugins, in their order.
+pub(super) fn types(text: &str) -> Result<Vec<String>, ConfError> {
+    let types =
+        plugins(text)?.into_iter().filter_map(|plugin| Some(plugin.value["type"].as_str()?.to_owned()));
+    Ok(types.collect())
+}
+
 /// The list without the plugin's entries. None: there is none.
 pub(super) fn without_entry(text: &str, kind: &str) -> Result<Option<String>, ConfError> {
     let mut text = text.to_owned();
@@ -224,6 +231,7 @@ mod tests {
         let with = with_entry(BRIDGE, &old).unwrap().unwrap();
         // Somebody chained a plugin behind it.
         let with = with_entry(&with, &json!({"type": "istio-cni"})).unwrap().unwrap();
+        assert_eq!(types(&with).unwrap()[types(BRIDGE).unwrap().len()..], ["weft-cni", "istio-cni"]);
         let with = with_entry(&with, &entry()).unwrap().unwrap();
         assert!(!with.contains("/old"));
         let without = without_entry(&with, "weft-cni").unwrap().unwrap();

@@ -120,6 +120,11 @@ impl Host {
     }
 }
 
+/// The types of a list's plugins, in their order; of one that cannot be read just now, none.
+pub(super) fn order(list: &Path) -> Vec<String> {
+    read(list).ok().and_then(|text| conflist::types(&text).ok()).unwrap_or_default()
+}
+
 fn is_list(path: &Path) -> bool {
     path.extension() == Some(OsStr::new("conflist"))
 }

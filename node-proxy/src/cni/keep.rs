@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use weft_cni::entry::{Entry, TYPE};
 
-use super::install::Host;
+use super::install::{self, Host};
 use crate::node::Node;
 
 /// Where the image has files that are for the host.
@@ -36,6 +36,8 @@ pub struct CniStatus {
     pub installed: bool,
     /// The configuration that has the entry.
     pub configuration: Option<PathBuf>,
+    /// The types of all plugins there, in the order in which the runtime calls them.
+    pub plugins: Vec<String>,
     /// Times that the plugin or its entry had to be put (back) in place.
     pub written: u64,
     /// Why it is not installed.
@@ -91,9 +93,14 @@ async fn keep(
     while !end.is_cancelled() {
         watched.watch();
         let (target, source, wanted) = (host.clone(), plugin.clone(), entry.clone());
-        let done = tokio::task::spawn_blocking(move || target.install(&source, &wanted)).await;
-        let done = done.map_err(|error| error.to_string());
-        let done = done.and_then(|done| done.map_err(|error| error.to_string()));
+        let installed = move || {
+            let (configuration, written) =
+                target.install(&source, &wanted).map_err(|error| error.to_string())?;
+            let plugins = install::order(&configuration);
+            Ok(Done { configuration, written, plugins })
+        };
+        let done = tokio::task::spawn_blocking(installed).await;
+        let done = done.unwrap_or_else(|error| Err(error.to_string()));
         // The first installation makes directories.
         watched.watch();
         let (pause, settle) = if done.is_ok() { (LOOK, SETTLE) } else { (RETRY, SETTLE_FAILED) };
@@ -106,16 +113,24 @@ async fn keep(
     }
 }
 
-fn note(status: &watch::Sender<CniStatus>, done: Result<(PathBuf, bool), String>) {
+/// What a look found, or put in place.
+struct Done {
+    configuration: PathBuf,
+    written: bool,
+    plugins: Vec<String>,
+}
+
+fn note(status: &watch::Sender<CniStatus>, done: Result<Done, String>) {
     status.send_if_modified(|status| {
         let before = status.clone();
         match done {
-            Ok((configuration, written)) => {
+            Ok(Done { configuration, written, plugins }) => {
                 if written {
                     info!(configuration = %configuration.display(), "the CNI plugin is in place");
                     status.written += 1;
                 }
                 (status.installed, status.configuration, status.error) = (true, Some(configuration), None);
+                status.plugins = plugins;
             }
             Err(reason) => {
                 if status.error.as_ref() != Some(&reason) {
@@ -212,6 +227,7 @@ mod tests {
         fs::write(&file, list).unwrap();
         let written = status.wait_for(|it| it.installed).await.unwrap().clone();
         assert_eq!(written.unready(), None);
+        assert_eq!(written.plugins, ["bridge", "weft-cni"]);
         let written = written.written;
         assert!(fs::read_to_string(&file).unwrap().contains("weft-cni"));
 

@@ -16,6 +16,10 @@ const ROOT_LEFT_SECONDS_MIN: u64 = 30 * 24 * 3_600;
 const LEASE_SECONDS_MAX: u64 = 60;
 /// Certificates are renewed at half of their lifetime; with less than this share of the default day something is stuck.
 const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
+/// The authority signs nothing beyond its own end: an intermediate whose owner renews it is followed within seconds.
+const AUTHORITY_LEFT_SECONDS_MIN: u64 = 24 * 3_600;
+/// The plugin's type in a network configuration.
+const PLUGIN: &str = "weft-cni";
 /// More lines of one sort are counted, not listed.
 const LISTED_MAX: usize = 5;
 
@@ -31,7 +35,7 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     findings.extend(definitions(facts));
     findings.push(leader(facts));
     findings.extend(roots(facts));
-    findings.extend(controls(answered(facts.control.as_ref())));
+    findings.extend(controls(answered(facts.control.as_ref()), facts.now_unix_s));
     for (name, status) in answered(facts.node.as_ref()) {
         findings.extend(node(name, status, facts.now_unix_s));
     }
@@ -86,7 +90,7 @@ fn coverage(facts: &InstalledFacts) -> Option<Finding> {
     Some(Finding::warning(
         "nodes",
         format!("no weft-node on {}", some(&facts.nodes_without)),
-        "pods of labelled namespaces are outside the mesh there: see the DaemonSet's nodeSelector and tolerations",
+        "pods of labelled namespaces are outside the mesh there, or shut where one ran before: see the DaemonSet's nodeSelector and tolerations",
     ))
 }
 
@@ -96,7 +100,7 @@ fn definitions(facts: &InstalledFacts) -> Vec<Finding> {
         Some(false) => Finding::warning(
             "kinds",
             format!("{name} is of another version"),
-            "weft install applies this one's; after helm upgrade: kubectl apply --server-side -f deploy/helm/weft/crds",
+            "weft install applies this one's; after helm upgrade: kubectl apply --server-side --force-conflicts -f deploy/helm/weft/crds",
         ),
         None => Finding::error("kinds", format!("{name} is not there"), "weft install"),
     };
@@ -164,9 +168,9 @@ fn roots(facts: &InstalledFacts) -> Vec<Finding> {
 }
 
 /// What several replicas find, all of them, is one finding: they see the same objects.
-fn controls<'a>(answers: impl Iterator<Item = (&'a str, &'a Value)>) -> Vec<Finding> {
+fn controls<'a>(answers: impl Iterator<Item = (&'a str, &'a Value)>, now_unix_s: u64) -> Vec<Finding> {
     let mut merged: Vec<(Finding, usize)> = Vec::new();
-    for finding in answers.flat_map(|(name, status)| control(name, status)) {
+    for finding in answers.flat_map(|(name, status)| control(name, status, now_unix_s)) {
         let same = |(other, _): &&mut (Finding, usize)| {
             finding.level != Level::Ok && other.level == finding.level && other.detail == finding.detail
         };
@@ -182,9 +186,37 @@ fn controls<'a>(answers: impl Iterator<Item = (&'a str, &'a Value)>) -> Vec<Find
     named.collect()
 }
 
-fn control(name: &str, status: &Value) -> Vec<Finding> {
-    let what = format!("weft-control {name}");
+/// Whether it can sign, and for how long.
+fn authority(what: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let store = text(&status["store"]);
+    if let Some(problem) = status["problem"].as_str() {
+        findings.push(Finding::error(
+            what,
+            format!("the authority is not followed: {problem}"),
+            "the last good one signs until it ends; repair what is named: docs/identity.md",
+        ));
+    }
+    let left = status["not_after_unix_s"].as_u64().map(|end| end.saturating_sub(now_unix_s));
+    match left {
+        Some(0) => findings.push(Finding::error(
+            what,
+            format!("the authority of {store} has expired: no certificate is signed"),
+            "put a new one there: docs/identity.md",
+        )),
+        Some(left) if left < AUTHORITY_LEFT_SECONDS_MIN => findings.push(Finding::warning(
+            what,
+            format!("the authority of {store} ends in {} hours, and with it every certificate", left / 3_600),
+            "put a new one there: docs/identity.md",
+        )),
+        _ => {}
+    }
+    findings
+}
+
+fn control(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
+    let what = format!("weft-control {name}");
+    let mut findings = authority(&what, &status["authority"], now_unix_s);
     let mut connected = 0;
     for (node, state) in status["nodes"].as_object().into_iter().flatten() {
         connected += usize::from(state["connected"] == true);
@@ -266,7 +298,9 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
             "shut: they cannot connect; failed: they bypass the mesh",
         );
     }
-    let healthy = findings.is_empty();
+    let order = order(&what, &status["cni"]);
+    let healthy = findings.is_empty() && order.as_ref().is_none_or(|finding| finding.level != Level::Error);
+    findings.extend(order);
     if status["control"]["connected"] != true {
         let why = status["control"]["last_error"].as_str().unwrap_or("no reason given");
         let detail = format!("is not connected to weft-control: {why}");
@@ -291,10 +325,42 @@ fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     findings
 }
 
+/// The plugins of the configuration that has ours; none in the answer of a version that does not tell them.
+fn plugins(cni: &Value) -> Vec<&str> {
+    list(&cni["plugins"]).map(text).collect()
+}
+
+/// What is wrong with the place of our plugin among the others.
+fn order(what: &str, cni: &Value) -> Option<Finding> {
+    let (plugins, file) = (plugins(cni), text(&cni["configuration"]));
+    let at = plugins.iter().position(|plugin| *plugin == PLUGIN)?;
+    let behind = &plugins[at + 1..];
+    if at == 0 {
+        let detail = format!("{PLUGIN} is the first plugin of {file}: no pod that waits for it can start");
+        return Some(Finding::error(
+            what,
+            detail,
+            "whoever wrote the file must put the network's plugin first",
+        ));
+    }
+    if behind.is_empty() {
+        return None;
+    }
+    let detail = format!("behind {PLUGIN} in {file}: {}", behind.join(", "));
+    Some(Finding::warning(
+        what,
+        detail,
+        "what they change in a pod's network comes after the pod is in the mesh: take them out, or chain them before it",
+    ))
+}
+
 /// Which network configuration has our plugin.
 fn cni(status: &Value) -> String {
     match status["configuration"].as_str() {
-        Some(file) => format!(", weft-cni is the last plugin of {file}"),
+        Some(file) if plugins(status).last() == Some(&PLUGIN) => {
+            format!(", {PLUGIN} is the last plugin of {file}")
+        }
+        Some(file) => format!(", {PLUGIN} is in {file}"),
         None => String::new(),
     }
 }

@@ -19,14 +19,16 @@ fn workload(name: &str, status: Value) -> Option<WorkloadFacts> {
 
 fn control_status() -> Value {
     json!({"version": VERSION, "nodes": {"node1": {"connected": true, "last_nack": null}},
-           "source": {"errors": [], "warnings": []}})
+           "source": {"errors": [], "warnings": []},
+           "authority": {"store": "Secret weft-system/weft-ca", "not_after_unix_s": NOW + 1_000_000, "expired": false, "problem": null}})
 }
 
 fn node_status() -> Value {
     json!({
         "version": VERSION, "kernel_release": "6.1.0", "unready": [], "kernel": {"redirect": true, "error": null},
         "control": {"connected": true, "refused": []},
-        "cni": {"installed": true, "configuration": "/etc/cni/net.d/10-bridge.conflist", "written": 1, "error": null},
+        "cni": {"installed": true, "configuration": "/etc/cni/net.d/10-bridge.conflist", "plugins": ["bridge", "weft-cni"],
+                "written": 1, "error": null},
         "certificates": [{"identity": "spiffe://c/ns/a/sa/b", "not_after_unix_s": NOW + 100_000, "last_error": null}],
         "pods": [{"namespace": "shop", "name": "web", "state": "enrolled", "reason": null}],
     })
@@ -102,7 +104,7 @@ fn what_all_replicas_find_is_one_finding() {
 #[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
-    let cases: [(Spoil, Level, &str); 21] = [
+    let cases: [(Spoil, Level, &str); 26] = [
         (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
         (
             |f| {
@@ -147,6 +149,37 @@ fn each_fault_is_named_with_what_to_do() {
             },
             Level::Error,
             "shop/HTTPRoute/a: no rule",
+        ),
+        (
+            |f| {
+                status_of(&mut f.control)["authority"]["problem"] =
+                    "tls.key of Secret weft-system/weft-ca: no key".into();
+            },
+            Level::Error,
+            "the authority is not followed: tls.key of Secret weft-system/weft-ca: no key; the last good one signs",
+        ),
+        (
+            |f| status_of(&mut f.control)["authority"]["not_after_unix_s"] = (NOW - 1).into(),
+            Level::Error,
+            "the authority of Secret weft-system/weft-ca has expired: no certificate is signed",
+        ),
+        (
+            |f| status_of(&mut f.control)["authority"]["not_after_unix_s"] = (NOW + 2 * 3_600).into(),
+            Level::Warning,
+            "ends in 2 hours",
+        ),
+        (
+            |f| {
+                status_of(&mut f.node)["cni"]["plugins"] =
+                    json!(["bridge", "weft-cni", "istio-cni", "bandwidth"]);
+            },
+            Level::Warning,
+            "behind weft-cni in /etc/cni/net.d/10-bridge.conflist: istio-cni, bandwidth",
+        ),
+        (
+            |f| status_of(&mut f.node)["cni"]["plugins"] = json!(["weft-cni", "bridge"]),
+            Level::Error,
+            "weft-cni is the first plugin of /etc/cni/net.d/10-bridge.conflist",
         ),
         (|f| status_of(&mut f.node)["unready"] = json!(["draining"]), Level::Error, "is not ready: draining"),
         (

@@ -58,6 +58,7 @@ pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
         findings.extend(kernels(&facts.nodes));
     }
     findings.extend(pod_security(facts));
+    findings.extend(network_policies(facts));
     findings
 }
 
@@ -206,6 +207,18 @@ fn kernels(nodes: &[Node]) -> Vec<Finding> {
     findings
 }
 
+fn network_policies(facts: &ClusterFacts) -> Option<Finding> {
+    let namespaces = &facts.namespaces_with_network_policies;
+    (!namespaces.is_empty()).then(|| {
+        Finding::warning(
+            "NetworkPolicies",
+            format!("there are some in namespaces of the mesh: {}", namespaces.join(", ")),
+            "between pods of the mesh they see TCP to port 15008 on another node, which they must allow, and nothing on the same node: let \
+             AuthorizationPolicies say what they say (docs/security.md)",
+        )
+    })
+}
+
 fn pod_security(facts: &ClusterFacts) -> Option<Finding> {
     let level = facts.own_namespace_enforces.as_deref()?;
     (level != "privileged").then(|| {
@@ -259,7 +272,7 @@ mod tests {
     #[test]
     fn each_fault_is_named_with_what_to_do() {
         type Spoil = fn(&mut ClusterFacts);
-        let cases: [(Spoil, Level, &str); 12] = [
+        let cases: [(Spoil, Level, &str); 13] = [
             (|f| f.server_version = (1, 29), Level::Error, "needs 1.30 or later"),
             (|f| f.permissions[0].allowed = false, Level::Error, "you may not create namespaces; ask"),
             (|f| f.definitions.clear(), Level::Warning, "its kinds are not installed"),
@@ -304,6 +317,11 @@ mod tests {
                 "node old: Linux 5.4.0; weft-node needs 5.15",
             ),
             (|f| f.own_namespace_enforces = Some("baseline".into()), Level::Error, "enforces \"baseline\""),
+            (
+                |f| f.namespaces_with_network_policies.push("shop".into()),
+                Level::Warning,
+                "in namespaces of the mesh: shop; between pods of the mesh they see TCP to port 15008",
+            ),
         ];
         for (spoil, level, part) in cases {
             let mut facts = good();

@@ -11,6 +11,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
@@ -66,6 +67,8 @@ pub(super) struct ClusterFacts {
     pub(super) cilium: BTreeMap<String, String>,
     pub(super) nodes: Vec<Node>,
     pub(super) namespaces_in_two_meshes: Vec<String>,
+    /// Those in the mesh that have NetworkPolicies.
+    pub(super) namespaces_with_network_policies: Vec<String>,
     /// The level of Pod Security that weft-system enforces, if it is there and enforces one.
     pub(super) own_namespace_enforces: Option<String>,
     /// What the user may not read, as resources: nothing is known of these.
@@ -99,15 +102,20 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
     let cilium = noted.or_default("configmaps of kube-system", read(cilium, "cilium-config").await)?;
     facts.cilium = cilium.and_then(|map| map.data).unwrap_or_default();
     facts.nodes = noted.or_default("nodes", list::<Node>(client).await)?;
+    let policies = noted.or_default("networkpolicies", names::<NetworkPolicy>(client).await)?;
     for namespace in noted.or_default("namespaces", list::<Namespace>(client).await)? {
         let label = |key: &str| namespace.labels().get(key).map(String::as_str);
         if namespace.name_any() == NAMESPACE {
             facts.own_namespace_enforces = label("pod-security.kubernetes.io/enforce").map(str::to_owned);
         }
+        let in_mesh = label("weft.dev/mesh").is_some_and(|value| value != "disabled");
+        if in_mesh && policies.iter().any(|policy| policy.0 == namespace.name_any()) {
+            facts.namespaces_with_network_policies.push(namespace.name_any());
+        }
         let other = label("istio-injection") == Some("enabled")
             || matches!(label("istio.io/dataplane-mode"), Some(mode) if mode != "none")
             || namespace.annotations().get("linkerd.io/inject").is_some_and(|value| value == "enabled");
-        if other && label("weft.dev/mesh") == Some("enabled") {
+        if other && in_mesh {
             facts.namespaces_in_two_meshes.push(namespace.name_any());
         }
     }
