@@ -51,7 +51,7 @@ pub struct Settings {
     pub namespace: String,
 
     /// Address that nodes connect to (gRPC over TLS)
-    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012")]
+    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012", value_parser = metrics_address)]
     pub listen: SocketAddr,
 
     /// Directory for the authority's key, the published root.pem and the last good text of each manifest; made if missing; needed with
@@ -174,6 +174,17 @@ mod tests {
             ["--manifests", "--trust-domain", "--cert-lifetime", "exclude", "--namespace", "--watch-time"]
         {
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_read_as_kubernetes_puts_it_together() {
+        for (text, address) in
+            [("10.0.0.1:15012", "10.0.0.1:15012"), ("fd00::1:15012", "[fd00::1]:15012"), ("[::]:1", "[::]:1")]
+        {
+            let flag = format!("--listen={text}");
+            let settings = Settings::try_parse_from(["weft-control", "--kubernetes", &flag]).unwrap();
+            assert_eq!(settings.listen, address.parse().unwrap(), "{text}");
         }
     }
 
