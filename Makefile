@@ -55,6 +55,7 @@ cluster-down: ## Take that cluster down, whatever state it is in (NAME=weft)
 	@$(firstword $(wildcard $(TARGET)/release/weft-cluster $(TARGET)/debug/weft-cluster)) down --name $(or $(NAME),weft)
 
 test-cluster: setup-cluster ## Run the tests on a Kubernetes API server and on a whole cluster, which they bring up and take down
+	@deploy/render.sh --check
 	cargo build --workspace --bins
 	@node-proxy/cni/build.sh $(TARGET)/debug/weft-cni >/dev/null
 	cargo test -p weft-control --test kubernetes

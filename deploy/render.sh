@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-cached=${XDG_CACHE_HOME:-$HOME/.cache}/weft/cluster-tools/bin/helm
+cached=${WEFT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/weft}/cluster-tools/bin/helm
 helm=${HELM:-$(command -v helm || echo "$cached")}
 [ -x "$helm" ] || { echo "render: no helm on the PATH, in \$HELM, or at $cached" >&2; exit 1; }
 
