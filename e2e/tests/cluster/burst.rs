@@ -15,6 +15,9 @@ const PODS_PER_SERVICE: usize = 4;
 /// Two hundred sandboxes on two processors.
 const BURST_WAIT_MAX: Duration = Duration::from_secs(300);
 
+/// The maps that have entries for as long as a pod is in the mesh.
+const OF_PODS: [&str; 3] = ["pods", "inbound_listeners", "probe_ports"];
+
 /// Fill of the nodes' kernel maps, and the resources of their configuration.
 fn held(cluster: &Cluster) -> Result<Vec<String>> {
     let mut held = Vec::new();
@@ -23,10 +26,11 @@ fn held(cluster: &Cluster) -> Result<Vec<String>> {
         held.push(format!("{node} holds {} resources", status["resources"]));
         for map in status["kernel"]["maps"].as_array().into_iter().flatten() {
             // Flows come and go with connections: pods' entries are what a burst could leave.
-            if ["pods", "pod_ips"].iter().any(|of_pods| map["map"].as_str() == Some(of_pods)) {
+            if OF_PODS.iter().any(|of_pods| map["map"].as_str() == Some(of_pods)) {
                 held.push(format!("{node} {} has {}", map["map"], map["entries"]));
             }
         }
+        ensure!(held.len().is_multiple_of(1 + OF_PODS.len()), "a map has another name now: {held:?}");
     }
     Ok(held)
 }
