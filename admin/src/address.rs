@@ -40,7 +40,7 @@ impl fmt::Display for Address {
 }
 
 /// `10.0.0.1:15020`, `[fd00::1]:15020`; and `fd00::1:15020`, as it comes of `$(POD_IP):15020`.
-pub fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || format!("{text:?} is not an IP address with a port");
     text.parse().or_else(|_| {
         let (ip, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -65,16 +65,16 @@ mod tests {
     }
 
     #[test]
-    fn a_metrics_address_is_read_as_kubernetes_puts_it_together() {
+    fn an_address_is_read_as_kubernetes_puts_it_together() {
         for (text, address) in [
             ("10.0.0.1:15020", "10.0.0.1:15020"),
             ("[fd00::1]:15020", "[fd00::1]:15020"),
             ("fd00::1:15020", "[fd00::1]:15020"),
         ] {
-            assert_eq!(metrics_address(text), Ok(address.parse().unwrap()), "{text}");
+            assert_eq!(listen_address(text), Ok(address.parse().unwrap()), "{text}");
         }
         for wrong in ["", ":15020", "15020", "10.0.0.1", "10.0.0.1:x", "host:15020", "10.0.0.1:70000"] {
-            assert!(metrics_address(wrong).is_err(), "{wrong}");
+            assert!(listen_address(wrong).is_err(), "{wrong}");
         }
     }
 }

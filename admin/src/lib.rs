@@ -7,6 +7,6 @@ mod address;
 mod ask;
 mod socket;
 
-pub use address::{Address, metrics_address};
+pub use address::{Address, listen_address};
 pub use ask::{AskError, ask};
 pub use socket::open_unix;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use weft_admin::{Address, metrics_address};
+use weft_admin::{Address, listen_address};
 use weft_proto::identity::{NamespacedName, TrustDomain};
 
 /// A shorter lifetime leaves no time to renew.
@@ -51,7 +51,7 @@ pub struct Settings {
     pub namespace: String,
 
     /// Address that nodes connect to (gRPC over TLS)
-    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012", value_parser = metrics_address)]
+    #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:15012", value_parser = listen_address)]
     pub listen: SocketAddr,
 
     /// Directory for the authority's key, the published root.pem and the last good text of each manifest; made if missing; needed with
@@ -89,7 +89,7 @@ pub struct Settings {
 
     /// Address and port for /metrics, /healthz and /readyz alone, for a scraper on another machine. Plain HTTP, open to whoever reaches
     /// it [default: none]
-    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_parser = metrics_address)]
+    #[arg(long, env = "WEFT_METRICS_ADDRESS", value_parser = listen_address)]
     pub metrics_address: Option<SocketAddr>,
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use weft_admin::{Address, metrics_address};
+use weft_admin::{Address, listen_address};
 use weft_proto::identity::NamespacedName;
 
 use self::check::Check;
@@ -242,7 +242,7 @@ impl Settings {
                 .unwrap_or_else(|| Address::Unix(PathBuf::new())),
             metrics_address: typed
                 .metrics_address
-                .and_then(|text| check.parsed("--metrics-address", metrics_address(&text))),
+                .and_then(|text| check.parsed("--metrics-address", listen_address(&text))),
             redirect: check.one_of("--redirect", &typed.redirect, &[("auto", true), ("off", false)]),
             flows_max: check.number("--flows-max", &typed.flows_max, FLOWS_MIN, FLOWS_MAX),
             connections_per_pod: check.number(
