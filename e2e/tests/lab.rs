@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use weft_e2e::lab::{Lab, Options, cgroup, wait};
+use weft_e2e::tools::built_beside;
 
 const MANIFESTS: &str = r#"
 apiVersion: v1
@@ -204,7 +205,7 @@ fn a_container_that_ended_is_told_with_how_and_started_again() {
 #[test]
 fn a_mesh_runs_where_only_cgroup_v2_is_mounted() {
     let name = format!("v2{}", std::process::id());
-    let weft = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("weft");
+    let weft = built_beside().join("weft");
     let script = r#"
         umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup
         trap '"$WEFT" lab down' EXIT

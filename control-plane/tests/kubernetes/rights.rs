@@ -72,9 +72,8 @@ async fn the_charts_rights_are_enough_and_none_is_missing() {
     conditions(&client, POLICY, &[("Programmed", "True", "2 of 2 nodes have it")]).await;
     for replica in [control, second] {
         let log = replica.ended().await;
-        for refusal in ["403", "Forbidden", "forbidden"] {
-            assert!(!log.contains(refusal), "{log}");
-        }
+        // The reason alone: the number of the status may be part of a time.
+        assert!(!log.to_lowercase().contains("forbidden"), "{log}");
     }
     let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
         kube::Api::namespaced(client.clone(), NAMESPACE);

@@ -118,6 +118,7 @@ const GATEWAY_KINDS: &[&str] = &[
 /// would the last good version of it.
 fn misspelt(api_version: &str, kind: &str) -> Option<(&'static str, String)> {
     let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+    let is_one_of = |kinds: &[&str]| kinds.contains(&kind.strip_suffix("List").unwrap_or(kind));
     let read_as =
         |at: &str| Some(("apiVersion", format!("{kind} of {api_version:?} is not read, but of {at}")));
     match (group, kind) {
@@ -125,15 +126,11 @@ fn misspelt(api_version: &str, kind: &str) -> Option<(&'static str, String)> {
         ("", _) if version != "v1" => {
             Some(("apiVersion", format!("apiVersion {version:?} has no group and is not v1")))
         }
-        ("", _) if !CORE_KINDS.contains(&kind.strip_suffix("List").unwrap_or(kind)) => {
-            Some(("kind", format!("v1 has no kind {kind:?}")))
-        }
+        ("", _) if !is_one_of(CORE_KINDS) => Some(("kind", format!("v1 has no kind {kind:?}"))),
         ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute" | "ReferenceGrant") => {
             read_as("gateway.networking.k8s.io/v1")
         }
-        ("gateway.networking.k8s.io", _)
-            if !GATEWAY_KINDS.contains(&kind.strip_suffix("List").unwrap_or(kind)) =>
-        {
+        ("gateway.networking.k8s.io", _) if !is_one_of(GATEWAY_KINDS) => {
             Some(("kind", format!("{group} has no kind {kind:?}")))
         }
         ("discovery.k8s.io", "EndpointSlice") => read_as("discovery.k8s.io/v1"),
