@@ -48,7 +48,7 @@ fn binary(name: &str) -> PathBuf {
 
 /// Free a moment ago, and below the ports that connections of other tests get (`ip_local_port_range`), which nobody asks
 /// whether they suit a server that is still starting.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u32 = 20_000;
     const COUNT: u32 = 10_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -118,18 +118,20 @@ impl ApiServer {
         started
     }
 
+    /// Until it says so, and until its own objects are there: it makes them after that, and tests that watch everything would
+    /// see them come.
     async fn ready(&self) {
         let end = Instant::now() + READY_WAIT_MAX;
-        loop {
-            let asked = self
-                .client()
-                .await
-                .request_text(http::Request::get("/readyz").body(Vec::new()).unwrap())
-                .await;
-            match asked {
-                Ok(text) if text == "ok" => return,
-                other if Instant::now() > end => panic!("the API server is not ready: {other:?}"),
-                _ => tokio::time::sleep(Duration::from_millis(200)).await,
+        for path in ["/readyz", "/api/v1/namespaces/default/services/kubernetes"] {
+            loop {
+                let request = http::Request::get(path).body(Vec::new()).unwrap();
+                match self.client().await.request_text(request).await {
+                    Ok(_) => break,
+                    Err(error) if Instant::now() > end => {
+                        panic!("the API server is not ready: {path}: {error}")
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                }
             }
         }
     }
@@ -183,7 +185,21 @@ impl ApiServer {
         let signal = if paused { "-STOP" } else { "-CONT" };
         let told = Command::new("kill").args([signal, &self.server.id().to_string()]).status().unwrap();
         assert!(told.success());
+        // Only when one of its threads gets to run does it stop the others: on a busy machine they answer until then.
+        let end = Instant::now() + READY_WAIT_MAX;
+        while paused && !is_stopped(self.server.id()) {
+            assert!(Instant::now() < end, "the API server does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Whether all threads of a process are stopped.
+fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    // The state follows the name, which is in parentheses.
+    states.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
 }
 
 fn kubeconfig_of(server: &str, token: &str) -> String {

@@ -1,6 +1,6 @@
 //! `weft-control` as a process: its log, its admin endpoint, and the connections of nodes to it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tonic::{Request, Status};
 use weft_proto::v1::certificates_client::CertificatesClient;
 use weft_proto::v1::{SignNodeRequest, SignResponse};
 
-use super::api_server::ApiServer;
+use super::api_server::{ApiServer, free_port};
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -39,8 +39,7 @@ impl Control {
     pub(crate) fn start_by(server: &ApiServer, kubeconfig: &Path, name: &str, further: &[&str]) -> Self {
         let at = |suffix: &str| server.directory.path().join(format!("{name}.{suffix}"));
         let (log, admin) = (at("log"), at("sock"));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let child = Command::new(env!("CARGO_BIN_EXE_weft-control"))
             .args([
                 "--kubernetes",
