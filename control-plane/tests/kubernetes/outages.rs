@@ -118,11 +118,12 @@ async fn a_watch_that_fails_loses_nothing_and_takes_nothing_away() {
         r#"{"kind":"ServiceList","apiVersion":"v1","items":[{"metadata":{"#,
     ] {
         let answer = Fault::Answer { code: 200, retry_after_s: None, body };
-        bed.proxy.spoil("list services", 3, answer);
+        bed.proxy.spoil("list services", OFTEN, answer);
         bed.proxy.spoil("event services", 1, Fault::Expired);
         let port = 82 + u16::try_from(body.len() % 100).unwrap();
         apply(&client, &service("new", port)).await.unwrap();
         bed.trouble("services", "last known state stays", true).await;
+        bed.proxy.heal();
         bed.brings(&["shop/new"]).await;
         bed.trouble("services", "", false).await;
     }

@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
+use kube::Client;
+use kube::api::{Api, PostParams};
+
 use super::api_server::ApiServer;
 use super::cluster::{POLICY, ROUTE, apply, conditions, gateway_api, install, label, shop};
 use super::control::{Control, until};
@@ -20,6 +24,25 @@ fn rendered(kinds: &[&str]) -> Vec<String> {
         kind.is_some_and(|kind| kinds.contains(&kind.trim()))
     };
     text.split("\n---\n").filter(is_wanted).map(Into::into).collect()
+}
+
+/// Until the API server's authorizer, which follows roles and bindings by watches of its own, knows of those that were just made.
+async fn known(client: &Client) {
+    let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
+    for (namespace, group, resource, verb) in
+        [("", "", "pods", "list"), (NAMESPACE, "coordination.k8s.io", "leases", "create")]
+    {
+        let attributes =
+            serde_json::json!({"namespace": namespace, "group": group, "resource": resource, "verb": verb});
+        let user = format!("system:serviceaccount:{NAMESPACE}:weft-control");
+        let review = serde_json::json!({"spec": {"user": user, "resourceAttributes": attributes}});
+        let review: SubjectAccessReview = serde_json::from_value(review).unwrap();
+        until(&format!("the right to {verb} {resource}"), || async {
+            let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
+            answer.status.unwrap().allowed.then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -41,6 +64,7 @@ async fn the_charts_rights_are_enough_and_none_is_missing() {
     for document in &rights {
         apply(&client, document).await.unwrap();
     }
+    known(&client).await;
     let own = token(&client, NAMESPACE, "weft-control", "https://kubernetes.default.svc", None).await;
     let control = Control::start_by(&server, &server.kubeconfig_of(&own), "control", &["--watch-time=4s"]);
     control.says("weft-control is up").await;
@@ -75,8 +99,7 @@ async fn the_charts_rights_are_enough_and_none_is_missing() {
         // The reason alone: the number of the status may be part of a time.
         assert!(!log.to_lowercase().contains("forbidden"), "{log}");
     }
-    let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
-        kube::Api::namespaced(client.clone(), NAMESPACE);
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let left = leases.list(&kube::api::ListParams::default()).await.unwrap();
     let names: Vec<_> = left.items.iter().filter_map(|lease| lease.metadata.name.as_deref()).collect();
     assert_eq!(names, ["weft-control"]);
