@@ -143,8 +143,8 @@ async fn a_live_session_ends_when_the_nodes_token_is_removed() {
 
 #[tokio::test]
 async fn a_session_lasts_as_long_as_the_newest_certificate_granted_over_it() {
-    // A second more than one check takes.
-    let life = Duration::from_secs(6);
+    // Of which the renewals take a third: a machine that stops for as long as the rest proves nothing.
+    let life = Duration::from_secs(12);
     let world = World::with(Lifetimes { node_max: life, ..Lifetimes::default() }).await;
     let (renewed, silent) = (world.node(TOKEN_1).await.unwrap(), world.node(TOKEN_2).await.unwrap());
     let renewed = world.channel(Some(&renewed)).await;
@@ -175,7 +175,8 @@ async fn a_session_lasts_as_long_as_the_newest_certificate_granted_over_it() {
 
 #[tokio::test]
 async fn the_listeners_certificate_changes_for_new_connections_and_closes_none() {
-    let lifetimes = Lifetimes { server: Duration::from_secs(4), ..Lifetimes::default() };
+    // Renewed at half of it: the rest is for a machine that stops for a while.
+    let lifetimes = Lifetimes { server: Duration::from_secs(12), ..Lifetimes::default() };
     let world = World::with(lifetimes).await;
     until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
     let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
@@ -210,13 +211,15 @@ async fn presented(world: &World) -> Vec<u8> {
     tls.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }
 
-/// Less than the time that a handshake may take.
-const AT_ONCE: Duration = Duration::from_secs(5);
+/// What a handshake may take: whoever had to wait for one that says nothing would wait for so long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn connections_that_say_nothing_do_not_delay_a_node() {
     let world = World::start().await;
     until(&world, "/readyz", |answer| answer.contains("200 OK")).await;
+    // Before the first of them, whose time begins when it is accepted.
+    let began = tokio::time::Instant::now();
     let mut idle = Vec::new();
     for source in 2..=7 {
         for _ in 0..64 {
@@ -225,12 +228,11 @@ async fn connections_that_say_nothing_do_not_delay_a_node() {
             idle.push(socket.connect(world.running.grpc_address).await.unwrap());
         }
     }
-    let began = std::time::Instant::now();
     let mut node = Node::connect(&world, "node-1", TOKEN_1, Vec::new()).await.unwrap();
     assert!(names(&node.delta().await.unwrap()).contains(&"mesh"));
-    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < HANDSHAKE, "{:?}", began.elapsed());
     // What is beyond the share of an address is closed at once.
     let (last, mut byte) = (idle.last_mut().unwrap(), [0; 1]);
     let closed = last.read(&mut byte);
-    assert!(!matches!(tokio::time::timeout(AT_ONCE, closed).await.unwrap(), Ok(1..)));
+    assert!(!matches!(tokio::time::timeout_at(began + HANDSHAKE, closed).await.unwrap(), Ok(1..)));
 }
