@@ -7,7 +7,8 @@ pub fn line_of(document: &str, path: &str) -> usize {
     let (mut at, mut end, mut indent) = (0, lines.len(), None::<usize>);
     for segment in path.split('.').filter(|s| *s != "?" && !s.is_empty()) {
         let found = match segment.parse::<usize>() {
-            Ok(nth) => item(&lines[at..end], nth),
+            // The line of the list's own key may be the first of an item itself.
+            Ok(nth) => lines.get(at + 1..end).and_then(|below| item(below, nth)).map(|offset| offset + 1),
             Err(_) => lines[at..end].iter().position(|line| {
                 let (key_indent, text) = key_text(line);
                 indent.is_none_or(|outer| key_indent > outer || key_indent == 0) && is_key(text, segment)
@@ -71,6 +72,10 @@ mod tests {
         assert_eq!(line_of(text, "spec.containers.0.name"), 5);
         assert_eq!(line_of(text, "spec.containers.1.imag"), 8);
         assert_eq!(line_of(text, "spec.extra"), 9);
+        let nested = "spec:\n  rules:\n  - refs:\n    - name: x\n    - name: y\n      weight: 1\n  - refs: []\n";
+        assert_eq!(line_of(nested, "spec.rules.0.refs.1.weight"), 5);
+        assert_eq!(line_of(nested, "spec.rules.0.refs.2"), 2);
+        assert_eq!(line_of(nested, "spec.rules.1.refs.0.weight"), 6);
         assert_eq!(line_of(text, "spec.missing"), 3);
         assert_eq!(line_of("", "a.b"), 0);
     }

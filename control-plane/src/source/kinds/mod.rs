@@ -6,6 +6,7 @@
 mod bounds;
 mod core;
 pub mod crds;
+mod edge;
 mod grant;
 mod pod;
 pub mod policy;
@@ -19,7 +20,6 @@ use std::str::FromStr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use weft_proto::convert::Invalid;
 use weft_proto::identity::NamespacedName;
 
 use super::manifest::{Document, Refused};
@@ -169,12 +169,6 @@ fn id_of(document: &Document<'_>, metadata: &ObjectMeta) -> Result<NamespacedNam
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
     let name = metadata.name.as_deref().unwrap_or_default();
     NamespacedName::new(namespace, name).map_err(|e| document.refuse("metadata", format!("metadata: {e}")))
-}
-
-/// What the edge to the nodes refuses, said at the manifest's line.
-fn refused(document: &Document<'_>, invalid: &Invalid) -> Refused {
-    let path = invalid.field.replace('[', ".").replace(']', "");
-    document.refuse(&format!("spec.{path}"), format!("spec.{invalid}"))
 }
 
 /// Label or annotation of Weft's own.

@@ -13,7 +13,8 @@ use super::bounds::{
     self, ENTRIES_MAX, RULES_MAX, Selector, VALUES_MAX, at_most, check_header_name, check_texts,
 };
 use super::crds::{PolicyStatus, some_field};
-use super::{Envelope, id_of, refused};
+use super::edge::refused;
+use super::{Envelope, id_of};
 
 /// Who may talk to the pods that are selected. Deny wins; with any ALLOW policy on a pod, what none of them allows is denied.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, kube::CustomResource)]

@@ -11,8 +11,9 @@ use super::super::manifest::{Document, Refused};
 use super::super::object::{Inbound, Object, TrafficPolicyObject};
 use super::bounds::{self, Selector, VALUES_MAX, at_most};
 use super::crds::PolicyStatus;
+use super::edge::refused;
 use super::route::duration_ms;
-use super::{Envelope, id_of, refused};
+use super::{Envelope, id_of};
 
 /// Retries may be a fifth of live requests where a budget is not given.
 const BUDGET_PERCENT_DEFAULT: u32 = 20;

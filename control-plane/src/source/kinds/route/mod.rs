@@ -19,7 +19,8 @@ use weft_proto::v1;
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::Object;
-use super::{Envelope, id_of, refused};
+use super::edge::refused;
+use super::{Envelope, id_of};
 
 use self::filter::Filter;
 pub(super) use self::grpc::grpc_route;
