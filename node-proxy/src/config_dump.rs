@@ -44,7 +44,10 @@ mod tests {
         };
         let resources = [
             Resource::Workload(fixtures::workload("web-1", "10.0.0.2", "n1", false).into()),
-            Resource::Service(Service { id: name("shop", "db"), vips: Vec::new(), ports: Vec::new() }.into()),
+            Resource::Service(
+                Service { id: name("shop", "db"), vips: Vec::new(), ports: Vec::new(), node_local: false }
+                    .into(),
+            ),
             Resource::Endpoint(endpoint("db").into()),
             // Its Service is not known yet: held all the same.
             Resource::Endpoint(endpoint("early").into()),

@@ -120,7 +120,9 @@ mod tests {
 
     fn service(namespace: &str) -> Resource {
         let vips = vec!["10.96.0.9".parse().unwrap()];
-        Resource::Service(Service { id: name(namespace, "db"), vips, ports: Vec::new() }.into())
+        Resource::Service(
+            Service { id: name(namespace, "db"), vips, ports: Vec::new(), node_local: false }.into(),
+        )
     }
 
     #[test]

@@ -125,6 +125,8 @@ pub struct Service {
     pub id: NamespacedName,
     pub vips: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy: Local`: clients reach the endpoints of their own node, and no others.
+    pub node_local: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

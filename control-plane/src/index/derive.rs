@@ -363,6 +363,7 @@ fn service_resource(service: &object::Service) -> Resource {
         id: service.id.clone(),
         vips: service.vips.clone(),
         ports: ports.collect(),
+        node_local: service.node_local,
     }))
 }
 

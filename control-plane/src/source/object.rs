@@ -185,6 +185,8 @@ pub struct Service {
     pub selector: Option<Labels>,
     pub ports: Vec<ServicePort>,
     pub publish_not_ready: bool,
+    /// `internalTrafficPolicy: Local`.
+    pub node_local: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -42,6 +42,7 @@ struct Members {
     made_of: Vec<Arc<Endpoint>>,
     candidates: Vec<Candidate>,
     ejection: Option<Ejection>,
+    node_local: bool,
 }
 
 #[derive(Clone)]
@@ -56,14 +57,17 @@ impl Members {
         self.made_of.len() == entry.endpoints.len()
             && self.made_of.iter().zip(&entry.endpoints).all(|(a, b)| Arc::ptr_eq(a, b))
             && self.ejection == entry.traffic_policy.as_ref().and_then(|policy| policy.ejection)
+            && self.node_local == entry.service.node_local
     }
 
     /// Ready endpoints that are not going away; without any, those that still serve. Of the client's family if there
-    /// are such. Health is kept by address.
-    fn new(entry: &ServiceEntry, port: u16, family: Family, before: &Members) -> Self {
+    /// are such. Of a Service with `internalTrafficPolicy: Local` those of the client's node, or none. Health is kept by address.
+    fn new(entry: &ServiceEntry, port: u16, family: Family, from: &Locality, before: &Members) -> Self {
+        let node_local = entry.service.node_local;
+        let reached = |endpoint: &Endpoint| !node_local || endpoint.node == from.node;
         let eligible = |want: &dyn Fn(&Endpoint) -> bool| -> Vec<Candidate> {
             let mut candidates = Vec::new();
-            for endpoint in entry.endpoints.iter().filter(|endpoint| want(endpoint)) {
+            for endpoint in entry.endpoints.iter().filter(|endpoint| reached(endpoint) && want(endpoint)) {
                 let Some(&target_port) = endpoint.ports.get(&port) else { continue };
                 let known = before
                     .candidates
@@ -88,6 +92,7 @@ impl Members {
             made_of: entry.endpoints.clone(),
             candidates,
             ejection: entry.traffic_policy.as_ref().and_then(|policy| policy.ejection),
+            node_local,
         }
     }
 }
@@ -119,7 +124,7 @@ impl Balancer {
     ) -> Option<Pick> {
         let mut members = self.members.load();
         if !members.is_of(entry) {
-            self.members.store(Arc::new(Members::new(entry, port, self.family, &members)));
+            self.members.store(Arc::new(Members::new(entry, port, self.family, from, &members)));
             members = self.members.load();
         }
         let candidates = &members.candidates;

@@ -33,7 +33,7 @@ fn endpoint(n: u8, node: &str) -> Endpoint {
 
 fn entry(endpoints: Vec<Endpoint>) -> ServiceEntry {
     ServiceEntry {
-        service: Arc::new(Service { id: service(), vips: vec![], ports: vec![] }),
+        service: Arc::new(Service { id: service(), vips: vec![], ports: vec![], node_local: false }),
         endpoints: endpoints.into_iter().map(Arc::new).collect(),
         traffic_policy: None,
         routes: Arc::default(),
@@ -169,6 +169,24 @@ fn the_near_endpoint_is_preferred_and_the_far_one_does_not_starve() {
     let near = entry(vec![endpoint(1, "here"), endpoint(2, "elsewhere")]);
     let got = World::new().run(&near, 3000, |_| ok(1));
     assert!((1800..2200).contains(&got[&1]), "{got:?}");
+}
+
+#[test]
+fn a_node_local_service_is_served_by_the_clients_node_or_not_at_all() {
+    let mut world = World::new();
+    let of = |endpoints: Vec<Endpoint>, node_local| {
+        let mut entry = entry(endpoints);
+        entry.service = Arc::new(Service { node_local, ..(*entry.service).clone() });
+        entry
+    };
+    let both = vec![endpoint(1, "here"), endpoint(2, "elsewhere")];
+    assert_eq!(world.run(&of(both.clone(), true), 50, |_| ok(1)).into_iter().collect::<Vec<_>>(), [(1, 50)]);
+    assert!(world.pick(&of(both[1..].to_vec(), true), &[]).is_none());
+    // The Service is changed, its endpoints are the same.
+    let mut shared = of(both[1..].to_vec(), true);
+    assert!(world.pick(&shared, &[]).is_none());
+    shared.service = Arc::new(Service { node_local: false, ..(*shared.service).clone() });
+    assert_eq!(last(&world.pick(&shared, &[]).unwrap()), 2);
 }
 
 #[test]

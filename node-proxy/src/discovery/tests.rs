@@ -234,7 +234,7 @@ fn mesh() -> Resource {
 
 fn service(name: &str) -> Resource {
     let id = format!("shop/{name}").parse().unwrap();
-    Resource::Service(Arc::new(Service { id, vips: Vec::new(), ports: Vec::new() }))
+    Resource::Service(Arc::new(Service { id, vips: Vec::new(), ports: Vec::new(), node_local: false }))
 }
 
 fn delta(nonce: u64, upserts: &[Resource]) -> v1::Delta {

@@ -13,7 +13,12 @@ fn name(namespace: &str, name: &str) -> NamespacedName {
 }
 
 fn service(id: &NamespacedName, vip: Option<&str>) -> Service {
-    Service { id: id.clone(), vips: vip.iter().map(|ip| ip.parse().unwrap()).collect(), ports: Vec::new() }
+    Service {
+        id: id.clone(),
+        vips: vip.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ports: Vec::new(),
+        node_local: false,
+    }
 }
 
 fn endpoint(service: &NamespacedName, ip: &str, ready: bool) -> Endpoint {

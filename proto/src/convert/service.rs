@@ -10,6 +10,7 @@ pub(super) fn service(wire: v1::Service) -> Result<Service, Invalid> {
         id: field::namespaced(&wire.namespace, &wire.name)?,
         vips: field::ips("vips", wire.vips)?,
         ports: field::list("ports", wire.ports, service_port)?,
+        node_local: wire.node_local,
     })
 }
 
@@ -36,6 +37,7 @@ pub(super) fn service_to_wire(service: &Service) -> v1::Service {
                 app_protocol: app_protocol_to_wire(port.app_protocol),
             })
             .collect(),
+        node_local: service.node_local,
     }
 }
 

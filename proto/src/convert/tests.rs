@@ -397,8 +397,8 @@ fn body() -> impl Strategy<Value = Body> {
         (few(parent()), few(rule(RouteKind::Grpc)), any::<i64>())
             .prop_map(move |(parents, rules, created)| Body::GrpcRoute(routing(parents, rules, created))),
         policy_body(),
-        (few(ip()), few(service_port)).prop_map(|(vips, ports)| {
-            Body::Service(v1::Service { namespace: "shop".into(), name: "s".into(), vips, ports })
+        (few(ip()), few(service_port), any::<bool>()).prop_map(|(vips, ports, node_local)| {
+            Body::Service(v1::Service { namespace: "shop".into(), name: "s".into(), vips, ports, node_local })
         }),
         (service_id(), ip(), endpoint_ports, any::<[bool; 3]>()).prop_map(|(service, ip, ports, flags)| {
             Body::Endpoint(v1::Endpoint {

@@ -95,7 +95,11 @@ fn of_service(service: &Service) -> Value {
     let ports = service.ports.iter().map(|port| {
         json!({ "name": &*port.name, "port": port.port, "app_protocol": format!("{:?}", port.app_protocol) })
     });
-    json!({ "vips": texts(&service.vips), "ports": ports.collect::<Vec<_>>() })
+    json!({
+        "vips": texts(&service.vips),
+        "ports": ports.collect::<Vec<_>>(),
+        "node_local": service.node_local,
+    })
 }
 
 fn of_endpoint(endpoint: &Endpoint) -> Value {

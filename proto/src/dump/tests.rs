@@ -179,8 +179,12 @@ fn resources() -> Vec<Resource> {
         enrolled_namespaces: vec!["shop".into()],
     };
     let port = ServicePort { name: "http".into(), port: 80, app_protocol: AppProtocol::Http };
-    let service =
-        Service { id: name("shop/backend"), vips: vec!["10.96.0.9".parse().unwrap()], ports: vec![port] };
+    let service = Service {
+        id: name("shop/backend"),
+        vips: vec!["10.96.0.9".parse().unwrap()],
+        ports: vec![port],
+        node_local: false,
+    };
     let endpoint = Endpoint {
         service: name("shop/backend"),
         ip: "10.0.0.1".parse().unwrap(),

@@ -79,6 +79,11 @@ pub(super) fn service(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<Ob
         // A name of somebody else's: what it may still say of addresses and pods has no meaning.
         spec = k8s::ServiceSpec { ports: spec.ports, ..Default::default() };
     }
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let message =
+            "spec.sessionAffinity: ClientIP is not followed in the mesh: requests are balanced one by one";
+        warn(document.line_of("spec.sessionAffinity"), message.to_owned());
+    }
     let mut texts = spec.cluster_ips.unwrap_or_default();
     if texts.is_empty() {
         texts.extend(spec.cluster_ip);
@@ -104,6 +109,7 @@ pub(super) fn service(document: &Document<'_>, warn: &mut Warn<'_>) -> Result<Ob
         selector: spec.selector.filter(|selector| !selector.is_empty()),
         ports,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
     })))
 }
 
@@ -217,6 +223,30 @@ fn slice_endpoint(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::kinds::Parsed;
+    use crate::source::manifest;
+
+    #[test]
+    fn of_how_a_service_spreads_its_clients_the_node_counts_and_the_address_is_told_to_be_passed_over() {
+        let read = |spec: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec:\n  clusterIP: 10.96.0.1\n{spec}  ports: [{{port: 80}}]\n"
+            );
+            let mut read = manifest::parse("t.yaml", &text).unwrap();
+            let Some(Parsed::Object(Object::Service(service))) = read.objects.pop().map(|l| l.parsed) else {
+                panic!("a Service")
+            };
+            (service.node_local, read.warnings)
+        };
+        assert_eq!(read(""), (false, vec![]));
+        assert_eq!(read("  internalTrafficPolicy: Cluster\n  sessionAffinity: None\n"), (false, vec![]));
+        assert_eq!(read("  internalTrafficPolicy: Local\n"), (true, vec![]));
+        let (_, warnings) = read("  sessionAffinity: ClientIP\n");
+        assert!(
+            warnings[0].line == 6 && warnings[0].message.contains("ClientIP is not followed"),
+            "{warnings:?}"
+        );
+    }
 
     #[test]
     fn the_protocol_comes_from_app_protocol_then_from_the_name() {

@@ -299,7 +299,7 @@ impl Fake {
         }
         let port = ServicePort { name: "http".into(), port: PORT, app_protocol: AppProtocol::Http };
         let entry = ServiceEntry {
-            service: Arc::new(Service { id: id(name), vips: vec![], ports: vec![port] }),
+            service: Arc::new(Service { id: id(name), vips: vec![], ports: vec![port], node_local: false }),
             endpoints,
             traffic_policy: None,
             routes: Arc::default(),
