@@ -252,6 +252,19 @@ impl Objects {
         }
     }
 
+    /// Whether a policy is about pods, and there is none.
+    pub(super) fn selects_none(&self, policy: &ObjectKey) -> bool {
+        let ObjectKey { kind, id } = policy;
+        let selector = match kind {
+            Kind::AuthorizationPolicy => self.authorization.get(id).map(|own| own.selector.as_ref()),
+            _ => self.traffic.get(id).and_then(|own| own.inbound.as_ref()).map(|own| own.selector.as_ref()),
+        };
+        selector.is_some_and(|selector| match selector.filter(|selector| !selector.is_empty()) {
+            None => self.pods_of(&id.namespace).next().is_none(),
+            Some(selector) => self.pods_with(&id.namespace, selector).next().is_none(),
+        })
+    }
+
     /// Pods of a namespace with all of these labels, of which there is one at least.
     pub(super) fn pods_with<'a>(
         &'a self,

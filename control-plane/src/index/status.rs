@@ -45,20 +45,14 @@ impl Index {
         told.take(POLICIES_TOLD_MAX).collect()
     }
 
-    fn not_in_force(&self, key: &ObjectKey) -> Option<String> {
-        let selects_none = match key.kind {
-            Kind::AuthorizationPolicy => self.objects.pods_selected_by_policy(&key.id).is_empty(),
-            _ => {
-                let has_inbound = self.objects.traffic.get(&key.id).is_some_and(|own| own.inbound.is_some());
-                has_inbound && self.objects.pods_selected_by_traffic(&key.id).is_empty()
-            }
-        };
+    /// What a policy is not in force for, and why. None: for all that it says.
+    pub fn not_in_force(&self, key: &ObjectKey) -> Option<String> {
+        let none = self.objects.selects_none(key);
         let missing = self.missing_targets(key).0;
-        let none = selects_none.then(|| format!("selects no pod of namespace {}", key.id.namespace));
         let said: Vec<String> = [
-            none,
-            (!missing.is_empty()).then(|| format!("there is no Service {}", missing.join(", "))),
+            none.then(|| format!("selects no pod of namespace {}", key.id.namespace)),
             self.yields(key).map(|yields| yields.message),
+            (!missing.is_empty()).then(|| format!("there is no Service {}", missing.join(", "))),
         ]
         .into_iter()
         .flatten()

@@ -8,7 +8,7 @@ mod service;
 mod session;
 mod wire;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -60,6 +60,14 @@ pub struct NackStatus {
     pub unix_s: u64,
     pub revision: u64,
     pub refusals: Vec<String>,
+}
+
+/// Connected nodes that need something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    pub have: usize,
+    /// The first of those that do not have it.
+    pub lack: Vec<Arc<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -151,6 +159,7 @@ impl Hub {
         let status = sessions.status.entry(node.clone()).or_default();
         status.connected = true;
         status.agent_version = agent_version;
+        self.counts_changed.notify_one();
         Some(session)
     }
 
@@ -189,14 +198,25 @@ impl Hub {
         self.counts_changed.notify_one();
     }
 
-    /// How many of these nodes are connected here and hold all of what they should.
-    pub fn holding_all(&self, wanted: &Wanted) -> usize {
+    /// Of these nodes, in their order: those that are connected here, by whether they hold all of what they should.
+    pub fn held(&self, wanted: &Wanted, lack_max: usize) -> Held {
         let sessions = self.sessions.lock();
-        let holds = |(node, resources): &(&Arc<str>, &Vec<(ResourceKey, u64)>)| {
-            let held = sessions.held.get(*node);
-            held.is_some_and(|held| resources.iter().all(|(key, version)| held.get(key) == Some(version)))
-        };
-        wanted.iter().filter(holds).count()
+        let mut found = Held::default();
+        for (node, resources) in wanted.iter().filter(|(node, _)| sessions.by_node.contains_key(*node)) {
+            let held = sessions.held.get(node);
+            if held.is_some_and(|held| resources.iter().all(|(key, version)| held.get(key) == Some(version)))
+            {
+                found.have += 1;
+            } else if found.lack.len() < lack_max {
+                found.lack.push(node.clone());
+            }
+        }
+        found
+    }
+
+    /// The nodes that are connected here.
+    pub fn connected(&self) -> BTreeSet<Arc<str>> {
+        self.sessions.lock().by_node.keys().cloned().collect()
     }
 
     fn pushed(&self, ms: u64) {

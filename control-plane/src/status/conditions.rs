@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::nodes::Nodes;
+
 /// How long a message of a condition may be (32768 in the API); nobody reads more.
 const MESSAGE_CHARS_MAX: usize = 1024;
 
@@ -28,23 +30,15 @@ impl Condition {
     }
 }
 
-/// How many of the nodes that need an object have it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Nodes {
-    pub(super) have: usize,
-    pub(super) need: usize,
-}
-
-pub(super) fn programmed(kind: &'static str, refused: bool, nodes: Nodes) -> Condition {
-    let Nodes { have, need } = nodes;
+pub(super) fn programmed(kind: &'static str, refused: bool, nodes: &Nodes) -> Condition {
     if refused {
         let message = "this generation cannot be used; nodes keep the last good one, if there was any";
         Condition::new(kind, false, "Invalid", message)
-    } else if need == 0 {
+    } else if nodes.need == 0 {
         Condition::new(kind, true, "Programmed", "no node needs it")
     } else {
-        let reason = if have >= need { "Programmed" } else { "Pending" };
-        Condition::new(kind, have >= need, reason, format!("{} of {need} nodes have it", have.min(need)))
+        let all = nodes.have >= nodes.need;
+        Condition::new(kind, all, if all { "Programmed" } else { "Pending" }, nodes.to_string())
     }
 }
 
@@ -78,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_transition_keeps_its_time_until_it_turns() {
-        let nodes = |have| programmed("Programmed", false, Nodes { have, need: 3 });
+        let nodes_of = |have| Nodes { have, need: 3, missing: Vec::new() };
+        let nodes = |have| programmed("Programmed", false, &nodes_of(have));
         let first = onto(&Value::Null, &[nodes(1)], 1, "t1");
         assert_eq!(
             (first[0]["status"].as_str(), first[0]["message"].as_str()),
@@ -95,6 +90,6 @@ mod tests {
             (third[0]["status"].as_str(), third[0]["lastTransitionTime"].as_str()),
             (Some("True"), Some("t4"))
         );
-        assert_eq!(programmed("Programmed", true, Nodes { have: 3, need: 3 }).holds, Some(false));
+        assert_eq!(programmed("Programmed", true, &nodes_of(3)).holds, Some(false));
     }
 }

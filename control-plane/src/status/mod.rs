@@ -1,4 +1,4 @@
-//! Status in the Kubernetes API: what became of each route and policy, and how many nodes have it; and events (`events`) on objects
+//! Status in the Kubernetes API: what became of each route and policy, and which nodes have it; and events (`events`) on objects
 //! that have no status of Weft's.
 //!
 //! Every replica publishes what its own nodes have (`replicas`); the one that holds the Lease (`lease`) writes. What stands
@@ -8,11 +8,12 @@
 mod conditions;
 mod events;
 mod lease;
+mod nodes;
 mod policy;
 mod replicas;
 mod route;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -25,9 +26,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::conditions::Nodes;
 use self::events::Events;
+use self::nodes::{NAMED_MAX, Nodes, Others};
 use self::replicas::{Have, Replicas};
+use crate::index::Index;
+use crate::push::Held;
 use crate::source::ObjectKey;
 use crate::source::kubernetes::resource_of;
 use crate::source::subjects::Subject;
@@ -82,22 +85,28 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let _ = election.await;
 }
 
-/// Of other replicas: nodes that have an object, by its UID and generation.
-type Others = HashMap<(String, i64), usize>;
-
-/// Every object with status: what it is, and the nodes of this replica.
-type Counted = Vec<(ObjectKey, Arc<Subject>, Nodes)>;
+/// An object with status, and the nodes.
+struct Counted {
+    key: ObjectKey,
+    subject: Arc<Subject>,
+    /// How many need it.
+    need: usize,
+    /// Of those that are connected here.
+    own: Held,
+}
 
 struct Writer {
     world: Arc<World>,
     client: Client,
     replicas: Replicas,
     events: Events,
-    counted: Counted,
+    counted: Vec<Counted>,
     have: Have,
+    /// The nodes that are connected here.
+    connected: BTreeSet<Arc<str>>,
     /// What is counted from has changed since the last count.
     recount: bool,
-    /// What was judged last stands as it should, with these counts of others.
+    /// What was judged last stands as it should, with what others told.
     settled: Option<Others>,
     /// The last round failed, and that was told.
     troubled: bool,
@@ -123,8 +132,9 @@ impl Writer {
             world,
             client,
             replicas,
-            counted: Counted::new(),
+            counted: Vec::new(),
             have: Have::new(),
+            connected: BTreeSet::new(),
             recount: true,
             settled: None,
             troubled: false,
@@ -146,15 +156,16 @@ impl Writer {
 
     async fn round(&mut self, leading: bool) -> Result<(), RoundError> {
         if std::mem::take(&mut self.recount) {
+            self.connected = self.world.hub.connected();
             self.counted = self.count(self.world.subjects.all());
             let have = self
                 .counted
                 .iter()
-                .map(|(_, subject, nodes)| (subject.uid.clone(), (subject.generation, nodes.have)));
+                .map(|Counted { subject, own, .. }| (subject.uid.clone(), (subject.generation, own.clone())));
             self.have = have.collect();
             self.settled = None;
         }
-        bounded(self.replicas.publish(&self.have)).await?;
+        bounded(self.replicas.publish(&self.have, &self.connected)).await?;
         if !leading {
             self.settled = None;
             self.events.yield_to_another();
@@ -167,46 +178,59 @@ impl Writer {
             return told;
         }
         let mut written = 0;
-        for (key, subject, nodes) in &self.counted {
-            let Some(status) = self.differing(key, subject, *nodes, &others) else { continue };
+        for counted in &self.counted {
+            let Some(status) = self.differing(counted, &others) else { continue };
             written += 1;
             if written > WRITES_OF_A_ROUND_MAX {
                 break;
             }
-            self.write(key, subject, status).await;
+            self.write(&counted.key, &counted.subject, status).await;
         }
         // What was written comes back as a change; what could not be written is judged again.
         self.settled = (written == 0).then_some(others);
         told
     }
 
-    /// Of each object: the nodes that need it, and those of this replica that have it.
-    fn count(&self, subjects: Vec<(ObjectKey, Arc<Subject>)>) -> Counted {
+    /// Of each object: how many nodes need it, and those of this replica that have it.
+    fn count(&self, subjects: Vec<(ObjectKey, Arc<Subject>)>) -> Vec<Counted> {
         let index = self.world.index.read();
         let count = |(key, subject): (ObjectKey, Arc<Subject>)| {
             if subject.refused.is_some() {
-                return (key, subject, Nodes::default());
+                return Counted { key, subject, need: 0, own: Held::default() };
             }
             let wanted = index.wanted_for(&key);
-            let nodes = Nodes { have: self.world.hub.holding_all(&wanted), need: wanted.len() };
-            (key, subject, nodes)
+            let own = self.world.hub.held(&wanted, NAMED_MAX);
+            Counted { key, subject, need: wanted.len(), own }
         };
         subjects.into_iter().map(count).collect()
     }
 
+    /// The nodes of all replicas.
+    fn nodes(&self, index: &Index, counted: &Counted, others: &Others) -> Nodes {
+        let Counted { key, subject, need, own } = counted;
+        let object = (subject.uid.clone(), subject.generation);
+        let have = own.have + others.have(&object);
+        let mut nodes = Nodes { have, need: *need, missing: Vec::new() };
+        if have < *need {
+            let wanted = index.wanted_for(key);
+            nodes.missing = others.missing(&object, wanted.keys(), own, &self.connected);
+        }
+        nodes
+    }
+
     /// The status that should stand there, if it does not.
-    fn differing(&self, key: &ObjectKey, subject: &Subject, own: Nodes, others: &Others) -> Option<Value> {
-        let more = others.get(&(subject.uid.clone(), subject.generation)).copied().unwrap_or(0);
-        let nodes = Nodes { have: own.have + more, need: own.need };
+    fn differing(&self, counted: &Counted, others: &Others) -> Option<Value> {
+        let Counted { key, subject, .. } = counted;
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let index = self.world.index.read();
+        let nodes = self.nodes(&index, counted, others);
         if let Some(kind) = key.kind.route() {
-            let parents = route::parents(&index, kind, &key.id, subject, nodes, &now);
+            let parents = route::parents(&index, kind, &key.id, subject, &nodes, &now);
             let none = Value::Array(Vec::new());
             let standing = subject.status.get("parents").unwrap_or(&none);
             return (parents != *standing).then(|| json!({ "parents": parents }));
         }
-        let status = policy::status(&index, key, subject, nodes, &now);
+        let status = policy::status(&index, key, subject, &nodes, &now);
         (status != subject.status).then_some(status)
     }
 

@@ -2,27 +2,21 @@
 
 use serde_json::{Value, json};
 
-use super::conditions::{ACCEPTED, Condition, Nodes, onto, programmed};
+use super::conditions::{ACCEPTED, Condition, onto, programmed};
+use super::nodes::Nodes;
 use crate::index::Index;
 use crate::source::ObjectKey;
 use crate::source::subjects::Subject;
 
 const PROGRAMMED: &str = "Programmed";
 
-pub(super) fn status(index: &Index, key: &ObjectKey, subject: &Subject, nodes: Nodes, now: &str) -> Value {
-    let (missing, all) = index.missing_targets(key);
-    let yields = index.yields(key);
-    let stands_back = yields.as_ref().map(|yields| yields.message.clone());
-    let mut said: Vec<String> = stands_back.into_iter().collect();
-    if !missing.is_empty() {
-        said.push(format!("there is no Service {}", missing.join(", ")));
-    }
-    let said = said.join("; ");
+pub(super) fn status(index: &Index, key: &ObjectKey, subject: &Subject, nodes: &Nodes, now: &str) -> Value {
+    let said = index.not_in_force(key).unwrap_or_default();
     let accepted = if let Some(refused) = &subject.refused {
         Condition::new(ACCEPTED, false, "Invalid", refused.clone())
-    } else if yields.is_some_and(|yields| yields.everywhere) {
+    } else if index.yields(key).is_some_and(|yields| yields.everywhere) {
         Condition::new(ACCEPTED, false, "Conflicted", said)
-    } else if all {
+    } else if index.missing_targets(key).1 {
         Condition::new(ACCEPTED, false, "TargetNotFound", said)
     } else {
         Condition::new(ACCEPTED, true, "Accepted", said)

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use weft_proto::identity::NamespacedName;
 use weft_proto::model::{ParentRef, RouteKind};
 
-use super::conditions::{ACCEPTED, Condition, Nodes, RESOLVED_REFS, onto, programmed};
+use super::conditions::{ACCEPTED, Condition, RESOLVED_REFS, onto, programmed};
+use super::nodes::Nodes;
 use crate::index::{Index, NotAccepted, Referrer};
 use crate::source::subjects::Subject;
 
@@ -93,7 +94,7 @@ pub(super) fn parents(
     kind: RouteKind,
     id: &NamespacedName,
     subject: &Subject,
-    nodes: Nodes,
+    nodes: &Nodes,
     now: &str,
 ) -> Value {
     let existing = subject.status.get("parents").and_then(Value::as_array).cloned().unwrap_or_default();

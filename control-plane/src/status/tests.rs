@@ -3,7 +3,7 @@
 use serde_json::json;
 use weft_proto::model::RouteKind;
 
-use super::conditions::Nodes;
+use super::nodes::Nodes;
 use super::*;
 use crate::index::Index;
 use crate::source::Event;
@@ -58,11 +58,11 @@ fn reasons(parents: &Value, at: usize) -> Vec<String> {
 fn a_route_is_told_what_the_gateway_api_says() {
     let index = index(MESH);
     let id = "shop/r".parse().unwrap();
-    let nodes = Nodes { have: 1, need: 2 };
+    let nodes = Nodes { have: 1, need: 2, missing: Vec::new() };
     let of = |parent: Value, backend: Value, refused: Option<&str>| {
         let mut subject = subject(&json!([parent]), &json!([backend]), Value::Null);
         subject.refused = refused.map(str::to_owned);
-        let parents = route::parents(&index, RouteKind::Http, &id, &subject, nodes, "now");
+        let parents = route::parents(&index, RouteKind::Http, &id, &subject, &nodes, "now");
         reasons(&parents, 0)
     };
     let with = |name: &str, value: Value| {
@@ -100,15 +100,15 @@ fn other_controllers_parents_stay_and_what_stands_is_not_changed() {
     let before = json!({"parents": [theirs, {"parentRef": {"name": "gone"}, "controllerName": route::CONTROLLER, "conditions": []}]});
     let parents = json!([{"name": "gateway"}, backend()]);
     let mut subject = subject(&parents, &json!([]), before);
-    let nodes = Nodes { have: 2, need: 2 };
-    let first = route::parents(&index, RouteKind::Http, &id, &subject, nodes, "t1");
+    let nodes = Nodes { have: 2, need: 2, missing: Vec::new() };
+    let first = route::parents(&index, RouteKind::Http, &id, &subject, &nodes, "t1");
     assert_eq!((first.as_array().unwrap().len(), &first[0]), (2, &theirs));
     assert_eq!(first[1]["parentRef"], backend());
     subject.status = json!({ "parents": first });
-    assert_eq!(route::parents(&index, RouteKind::Http, &id, &subject, nodes, "t2"), first);
+    assert_eq!(route::parents(&index, RouteKind::Http, &id, &subject, &nodes, "t2"), first);
     // No parent of ours any more: only theirs stay.
     subject.parents = vec![json!({"name": "gateway"})];
-    assert_eq!(route::parents(&index, RouteKind::Http, &id, &subject, nodes, "t3"), json!([theirs]));
+    assert_eq!(route::parents(&index, RouteKind::Http, &id, &subject, &nodes, "t3"), json!([theirs]));
 }
 
 const OTHERS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: far, namespace: other}\nspec:\n  clusterIP: 10.96.0.2\n  \
@@ -123,7 +123,7 @@ fn another_namespaces_backend_needs_a_grant_for_its_kind_of_route_and_its_name()
     let resolved = |text: &str, kind, parent: Value, name: &str| {
         let backend = json!({"name": name, "namespace": "other", "port": 80});
         let subject = subject(&json!([parent]), &json!([backend]), Value::Null);
-        let parents = route::parents(&index(text), kind, &id, &subject, Nodes::default(), "now");
+        let parents = route::parents(&index(text), kind, &id, &subject, &Nodes::default(), "now");
         reasons(&parents, 0).remove(1)
     };
     let (without, with) = (MESH.to_owned() + OTHERS, MESH.to_owned() + OTHERS + GRANT);
@@ -144,7 +144,7 @@ fn what_is_passed_over_is_said_with_the_acceptance() {
     let mut subject = subject(&json!([backend()]), &json!([]), Value::Null);
     subject.warnings = vec!["spec.hostnames has no meaning".to_owned()];
     let id = "shop/r".parse().unwrap();
-    let parents = route::parents(&index(MESH), RouteKind::Http, &id, &subject, Nodes::default(), "now");
+    let parents = route::parents(&index(MESH), RouteKind::Http, &id, &subject, &Nodes::default(), "now");
     assert_eq!(parents[0]["conditions"][0]["message"], "spec.hostnames has no meaning");
 }
 
@@ -153,7 +153,7 @@ fn a_parent_to_which_no_request_is_ever_addressed_accepts_no_route() {
     let id = "shop/r".parse().unwrap();
     let accepted = |text: &str| {
         let subject = subject(&json!([backend()]), &json!([]), Value::Null);
-        let parents = route::parents(&index(text), RouteKind::Http, &id, &subject, Nodes::default(), "now");
+        let parents = route::parents(&index(text), RouteKind::Http, &id, &subject, &Nodes::default(), "now");
         reasons(&parents, 0).remove(0)
     };
     assert_eq!(accepted(MESH), "Accepted=True:Accepted");
@@ -187,7 +187,7 @@ fn pod(name: &str, app: &str) -> String {
 fn judged(index: &Index, name: &str) -> [String; 2] {
     let key = ObjectKey { kind: Kind::TrafficPolicy, id: format!("shop/{name}").parse().unwrap() };
     let subject = subject(&json!([]), &json!([]), Value::Null);
-    let status = policy::status(index, &key, &subject, Nodes::default(), "now");
+    let status = policy::status(index, &key, &subject, &Nodes::default(), "now");
     assert_eq!(status["observedGeneration"], 2);
     let text = |at: usize, name: &str| status["conditions"][at][name].as_str().unwrap().to_owned();
     [
@@ -285,8 +285,8 @@ fn a_permissive_policy_is_told_which_strict_one_wins_and_for_which_pods() {
         judged(&index, "open"),
         ["False Conflicted: TrafficPolicy shut says STRICT for the same pods, which wins", NOT_IN_FORCE]
     );
-    // Nobody is told of what concerns no pod.
-    assert_eq!(judged(&index, "open-b"), ["True Accepted: ", IN_FORCE]);
+    // Of what concerns no pod nobody is said to win, but that it does not.
+    assert_eq!(judged(&index, "open-b"), ["True Accepted: selects no pod of namespace shop", IN_FORCE]);
     assert_eq!(
         judged(&index, "open-all"),
         ["False Conflicted: TrafficPolicy shut-all says STRICT for the same pods, which wins", NOT_IN_FORCE]
@@ -354,7 +354,7 @@ fn the_younger_of_two_routes_with_the_same_match_is_told() {
     let accepted = |name: &str| {
         let id = format!("shop/{name}").parse().unwrap();
         let subject = subject(&json!([backend()]), &json!([]), Value::Null);
-        let parents = route::parents(&index, RouteKind::Http, &id, &subject, Nodes::default(), "now");
+        let parents = route::parents(&index, RouteKind::Http, &id, &subject, &Nodes::default(), "now");
         assert_eq!(reasons(&parents, 0)[0], "Accepted=True:Accepted");
         parents[0]["conditions"][0]["message"].as_str().unwrap().to_owned()
     };

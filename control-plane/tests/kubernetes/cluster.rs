@@ -218,7 +218,7 @@ async fn a_cluster_reaches_the_nodes_and_its_status_comes_back() {
     install(&client, &gateway_api("httproutes")).await;
     apply(&client, ROUTE).await.unwrap();
     node.until("shop/split").await;
-    let have = ("weft.dev/Programmed", "False", "1 of 2 nodes have it");
+    let have = ("weft.dev/Programmed", "False", "1 of 2 nodes have it, not node-2 (not connected)");
     conditions(&client, ROUTE, &[("Accepted", "True", ""), ("ResolvedRefs", "True", ""), have]).await;
     apply(&client, &ROUTE.replace("backendRefs: [{name: backend", "backendRefs: [{name: nowhere"))
         .await
@@ -374,12 +374,22 @@ async fn every_replica_serves_and_another_one_goes_on_writing_status() {
     conditions(&client, POLICY, &[("Programmed", "True", "2 of 2 nodes have it")]).await;
     let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
         Api::namespaced(client.clone(), "weft-system");
+    // One that is connected and did not answer yet is named, wherever it is connected.
+    for (slow, quick, port) in [(0, 1, "8081"), (1, 0, "8082")] {
+        apply(&client, &POLICY.replace("8080", port)).await.unwrap();
+        nodes[quick].until("shop/deny").await;
+        let missing = format!("1 of 2 nodes have it, not node-{}", slow + 1);
+        conditions(&client, POLICY, &[("Programmed", "False", &missing)]).await;
+        nodes[slow].until("shop/deny").await;
+        conditions(&client, POLICY, &[("Programmed", "True", "2 of 2 nodes have it")]).await;
+    }
     let holder = async || leases.get("weft-control").await.unwrap().spec.unwrap().holder_identity;
     let before = holder().await;
     first.stop().await;
     apply(&client, &POLICY.replace("8080", "9090")).await.unwrap();
     nodes[1].until("shop/deny").await;
-    conditions(&client, POLICY, &[("Programmed", "False", "1 of 2 nodes have it")]).await;
+    let missing = "1 of 2 nodes have it, not node-1 (not connected)";
+    conditions(&client, POLICY, &[("Programmed", "False", missing)]).await;
     assert_ne!((holder().await, before.is_some()), (before, false));
     second.stop().await;
     assert_eq!(holder().await.as_deref(), Some(""));

@@ -1,5 +1,7 @@
 //! GRPCRoutes and ReferenceGrants of a real API server, one beside the other as their CRDs come.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
 use kube::api::{DeleteParams, DynamicObject};
 
 use super::api_server::ApiServer;
@@ -66,6 +68,21 @@ async fn grpc_routes_and_grants_are_followed_as_their_crds_come() {
     node.until("-shop/split").await;
     conditions(&client, ROUTE, &[accepted]).await;
     let well = async || control.world.report.borrow().warnings.is_empty().then_some(());
+    until("an end of the warnings", well).await;
+
+    // A CRD that is taken away takes its objects with it, and that is told; put back, it is followed without a restart.
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    crds.delete("httproutes.gateway.networking.k8s.io", &DeleteParams::default()).await.unwrap();
+    node.until("-shop/split").await;
+    let absent = async || {
+        let report = control.world.report.borrow().clone();
+        report.warnings.iter().any(|warning| warning.to_string().contains("httproutes.gateway")).then_some(())
+    };
+    until("a warning of the kind that went", absent).await;
+    install(&client, &gateway_api("httproutes")).await;
+    apply(&client, ROUTE).await.unwrap();
+    node.until("shop/split").await;
+    conditions(&client, ROUTE, &[accepted]).await;
     until("an end of the warnings", well).await;
     control.stop().await;
 }
