@@ -1,4 +1,5 @@
-//! A node without its `weft-node`: one that hangs, or one whose Pod is gone. What is taken away comes back with the value that stands for it.
+//! A node without its `weft-node`: one that hangs, one that is killed, or one whose Pod is gone. What is taken away comes back with the value
+//! that stands for it; after a kill that is the kubelet's to do.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -18,6 +19,12 @@ const END_WAIT_MAX: Duration = Duration::from_secs(60);
 /// A `weft-node` that does nothing while the value lives.
 #[derive(Debug)]
 pub struct Hung(Pid);
+
+impl Hung {
+    pub fn pid(&self) -> Pid {
+        self.0
+    }
+}
 
 impl Drop for Hung {
     fn drop(&mut self) {
@@ -45,11 +52,23 @@ impl Drop for Away<'_> {
 impl Cluster {
     /// Stops the process, which keeps its sockets: the kernel still takes connections for it.
     pub fn hang_agent(&self, node: &str) -> Result<Hung> {
-        let Admin::Unix(socket) = self.node_admin(node)? else { bail!("{node} has no socket of weft-node") };
-        let stream = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
-        let pid = socket_peercred(&stream)?.pid;
+        let pid = self.agent_pid(node)?;
         kill_process(pid, Signal::STOP)?;
         Ok(Hung(pid))
+    }
+
+    /// Kills the process, and gives what its number was.
+    pub fn kill_agent(&self, node: &str) -> Result<Pid> {
+        let pid = self.agent_pid(node)?;
+        kill_process(pid, Signal::KILL)?;
+        Ok(pid)
+    }
+
+    /// The process that has a node's admin endpoint, whether it answers or not.
+    pub fn agent_pid(&self, node: &str) -> Result<Pid> {
+        let Admin::Unix(socket) = self.node_admin(node)? else { bail!("{node} has no socket of weft-node") };
+        let stream = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
+        Ok(socket_peercred(&stream)?.pid)
     }
 
     /// Takes the node's Pod of weft-node away, and waits until it is gone. The others stay as they are.

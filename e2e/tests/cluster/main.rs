@@ -5,6 +5,7 @@
 
 mod addresses;
 mod burst;
+mod closed;
 mod commands;
 mod deletion;
 mod enrolment;
@@ -15,5 +16,6 @@ mod newcomers;
 mod outages;
 mod policy;
 mod probes;
+mod restarts;
 mod rollout;
 mod traces;
