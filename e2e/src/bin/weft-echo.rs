@@ -15,7 +15,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve HTTP/1.1, h2c, gRPC, WebSocket and raw TCP
+    /// Serve HTTP/1.1, h2c, gRPC, WebSocket, HTTPS and raw TCP
     Serve(echo::Settings),
     /// Make HTTP requests and print how they went
     Load(load::Settings),

@@ -17,7 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::codegen::Service as _;
 
 use super::{Server, grpc, health, plain, websocket};
@@ -28,7 +28,11 @@ type Body = UnsyncBoxBody<Bytes, BoxError>;
 /// One chunk of a filled body.
 const FILL_CHUNK_BYTES: usize = 64 << 10;
 
-pub(super) async fn serve(server: Arc<Server>, stream: TcpStream, from: SocketAddr) {
+pub(super) async fn serve(
+    server: Arc<Server>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    from: SocketAddr,
+) {
     let peer = plain(from);
     let service = hyper::service::service_fn(move |request| answer(server.clone(), peer, request));
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());

@@ -1,4 +1,4 @@
-//! The echo application that tests run inside pods: it answers over HTTP/1.1, h2c, gRPC, WebSocket and raw TCP, says
+//! The echo application that tests run inside pods: it answers over HTTP/1.1, h2c, gRPC, WebSocket, HTTPS and raw TCP, says
 //! what it saw, and misbehaves on request. The clients that load it are in [`load`], [`grpc`] and [`stream`].
 //!
 //! It knows nothing of the mesh. Start reading at [`Server::run`].
@@ -10,6 +10,7 @@ pub mod load;
 pub mod pace;
 pub mod stream;
 mod tcp;
+mod tls;
 pub mod websocket;
 
 use std::collections::BTreeMap;
@@ -62,6 +63,9 @@ pub struct Settings {
     /// Ports for HTTP/1.1, h2c, gRPC and WebSocket, told apart by their first bytes
     #[arg(long, value_name = "PORT")]
     pub http: Vec<u16>,
+    /// Ports for the same over TLS, with a certificate that nobody vouches for
+    #[arg(long, value_name = "PORT")]
+    pub https: Vec<u16>,
     /// Ports for raw TCP that echo
     #[arg(long, value_name = "PORT")]
     pub tcp: Vec<u16>,
@@ -119,6 +123,13 @@ impl Server {
                 accept(&listener, |s, from| tokio::spawn(http::serve(server.clone(), s, from))).await
             });
         }
+        for port in self.settings.https.clone() {
+            let (server, listener, tls) = (self.clone(), listen(port)?, tls::acceptor()?);
+            tasks.spawn(async move {
+                accept(&listener, |s, from| tokio::spawn(tls::serve(server.clone(), tls.clone(), s, from)))
+                    .await
+            });
+        }
         let modes = [
             (TcpMode::Echo, self.settings.tcp.clone()),
             (TcpMode::Greet, self.settings.greet.clone()),
@@ -133,7 +144,9 @@ impl Server {
         }
         match tasks.join_next().await {
             Some(ended) => ended.context("a listener's task")?.context("accept"),
-            None => Err(anyhow!("no port to serve: give --http, --tcp, --greet, --close-first or --abort")),
+            None => Err(anyhow!(
+                "no port to serve: give --http, --https, --tcp, --greet, --close-first or --abort"
+            )),
         }
     }
 

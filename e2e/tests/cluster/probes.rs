@@ -13,6 +13,10 @@ fn probes_of_all_kinds_pass_in_strict_pods() -> Result<()> {
         "{apiVersion: v1, kind: Pod, metadata: {name: grpc, namespace: @NS@, labels: {app: probed}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: echo,
           image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '8080'], readinessProbe: {grpc: {port: 8080}, periodSeconds: 1}, livenessProbe: {grpc: {port: 8080}, periodSeconds: 1}}]}}
 ---
+{apiVersion: v1, kind: Pod, metadata: {name: https, namespace: @NS@, labels: {app: probed}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: echo,
+          image: 'weft.local/weft-echo:@TAG@', args: [serve, --https, '8443'], ports: [{name: secure, containerPort: 8443}],
+          readinessProbe: {httpGet: {scheme: HTTPS, port: secure, path: /}, periodSeconds: 1}, livenessProbe: {httpGet: {scheme: HTTPS, port: 8443, path: /}, periodSeconds: 1}}]}}
+---
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: probed, namespace: @NS@}, spec: {replicas: 2, selector: {matchLabels: {app: probed}}, template: {
           metadata: {labels: {app: probed}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: echo, image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '8080', --tcp, '9000'],
           ports: [{name: http, containerPort: 8080}],
@@ -24,7 +28,9 @@ fn probes_of_all_kinds_pass_in_strict_pods() -> Result<()> {
     )?;
     cluster.wait_rollout(shop.namespace, "deploy/probed", START_WAIT_MAX)?;
     let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
-    cluster.wait_field(&["-n", shop.namespace, "pod", "grpc"], ready, "True", START_WAIT_MAX)?;
+    for pod in ["grpc", "https"] {
+        cluster.wait_field(&["-n", shop.namespace, "pod", pod], ready, "True", START_WAIT_MAX)?;
+    }
     shop.reach("client1", "http://probed/")?;
     // The ports that are probed are not open to others, though they are on the same nodes.
     for client in ["client1", "client2"] {
@@ -32,7 +38,7 @@ fn probes_of_all_kinds_pass_in_strict_pods() -> Result<()> {
     }
     let restarts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
     let counted = shop.kubectl(&["get", "pods", "-l", "app=probed", "-o", restarts])?;
-    ensure!(counted == "0 0 0", "no liveness probe failed: {counted}");
+    ensure!(counted == "0 0 0 0", "no liveness probe failed: {counted}");
     Ok(())
 }
 
