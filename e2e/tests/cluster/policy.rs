@@ -126,11 +126,11 @@ fn status_tells_whether_a_route_is_accepted_and_why_not() -> Result<()> {
 /// From the API server's answer (seen as the end of `kubectl`, some milliseconds later) to the first request that it decides, on each node.
 const IN_FORCE_MAX: Duration = Duration::from_secs(1);
 
-/// Applies manifests while a client on each node asks for `url`, each until it is answered with `status`.
-fn in_force(shop: &Shop<'_>, url: &str, manifests: &str, status: &str) -> Result<()> {
+/// Applies manifests while a client on each node asks (as `load` says), each until it is answered with `status`.
+fn in_force(shop: &Shop<'_>, load: &[&str], manifests: &str, status: &str) -> Result<()> {
     let watch = |client| {
-        let load = ["--url", url, "--rate", "100", "--duration", "30", "--until-status", status];
-        Running::start(shop, client, &load)
+        let until = ["--rate", "100", "--duration", "30", "--until-status", status];
+        Running::start(shop, client, &[load, &until].concat())
     };
     let asked = |pod: &str, node: &str| {
         let (pod, namespace) = (format!("source_workload=\"{pod}\""), shop.namespace);
@@ -161,13 +161,18 @@ fn in_force(shop: &Shop<'_>, url: &str, manifests: &str, status: &str) -> Result
 }
 
 #[test]
-fn a_policy_and_a_route_are_in_force_on_all_nodes_within_a_second() -> Result<()> {
+fn policies_and_a_route_are_in_force_on_all_nodes_within_a_second() -> Result<()> {
     let cluster = together()?;
     let shop = Shop::enrolled(&cluster, "second")?;
-    in_force(&shop, "http://server/private", DENY, "403")?;
+    in_force(&shop, &["--url", "http://server/private"], DENY, "403")?;
+    // Some ten requests at a time, five per endpoint: more than the policy lets through, and nothing else refuses one.
+    let many = ["--url", "http://server/slow", "--connections", "32", "--header", "x-echo-delay-ms: 100"];
+    let few = "{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: few, namespace: @NS@}, spec: {targetRefs: [{kind: Service, name: server}],
+          maxConnections: 1, maxPendingRequests: 1}}";
+    in_force(&shop, &many, few, "503")?;
     let away = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: away, namespace: @NS@}, spec: {parentRefs: [{group: '', kind: Service, name: server}],
           rules: [{filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /there}, statusCode: 302}}]}]}}";
-    in_force(&shop, "http://server/public", away, "302")
+    in_force(&shop, &["--url", "http://server/public"], away, "302")
 }
 
 fn route(kind: &str, name: &str, backend: &str) -> String {
