@@ -18,4 +18,5 @@ mod policy;
 mod probes;
 mod restarts;
 mod rollout;
+mod sidecars;
 mod traces;
