@@ -72,7 +72,8 @@ mod tests {
         assert_eq!(line_of(text, "spec.containers.0.name"), 5);
         assert_eq!(line_of(text, "spec.containers.1.imag"), 8);
         assert_eq!(line_of(text, "spec.extra"), 9);
-        let nested = "spec:\n  rules:\n  - refs:\n    - name: x\n    - name: y\n      weight: 1\n  - refs: []\n";
+        let nested =
+            "spec:\n  rules:\n  - refs:\n    - name: x\n    - name: y\n      weight: 1\n  - refs: []\n";
         assert_eq!(line_of(nested, "spec.rules.0.refs.1.weight"), 5);
         assert_eq!(line_of(nested, "spec.rules.0.refs.2"), 2);
         assert_eq!(line_of(nested, "spec.rules.1.refs.0.weight"), 6);
