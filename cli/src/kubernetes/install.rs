@@ -27,7 +27,8 @@ const DEFINITION_ASK_EVERY: Duration = Duration::from_millis(200);
 #[command(after_help = "\
 Applies what deploy/manifests/weft.yaml of this version holds, into the namespace weft-system: kinds, roles, weft-control and \
 weft-node. Run again with another version it upgrades: kinds first, then weft-control, then weft-node, one node at a time. \
-Fields that others changed are set back. For more settings use the Helm chart, deploy/helm/weft.
+Fields that others changed are set back. For more settings use the Helm chart, deploy/helm/weft; what Helm installed is left to \
+`helm upgrade`, which knows its values.
 
 Weft publishes no images: build them with deploy/Dockerfile and push them to a registry of yours, or import those of \
 deploy/images.sh on each node.
@@ -47,7 +48,7 @@ pub(crate) struct Arguments {
     /// Print what would be applied, and do nothing; needs no cluster
     #[arg(long)]
     dry_run: bool,
-    /// Install even where `weft check` finds errors
+    /// Install even where `weft check` finds errors, or over what Helm installed, whose values are then the defaults
     #[arg(long)]
     force: bool,
     /// Do not wait until all runs
@@ -99,7 +100,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
 
 /// What would go wrong is said before anything is changed.
 async fn preflight(cluster: &Cluster, force: bool) -> Result<()> {
-    let findings = check::before(cluster).await?;
+    let findings = check::before_install(cluster).await?;
     for finding in findings.iter().filter(|finding| finding.level != Level::Ok) {
         tell!("{finding}");
     }
@@ -141,5 +142,43 @@ async fn served(cluster: &Cluster, definition: &str) -> Result<()> {
             bail!("the API server does not serve {definition}: {}", said.collect::<Vec<_>>().join("; "));
         }
         tokio::time::sleep(DEFINITION_ASK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake;
+    use super::super::release::of_helm;
+    use super::*;
+
+    #[test]
+    fn what_helm_installed_is_written_over_only_by_force() {
+        let done = super::super::block_on(async {
+            let (nothing, _) = fake::cluster(fake::bare);
+            preflight(&nothing, false).await?;
+
+            let (helms, asked) = fake::cluster(|method, path| {
+                let is_node = method == "GET" && path.ends_with("/weft-system/daemonsets/weft-node");
+                if is_node { Some(of_helm()) } else { fake::bare(method, path) }
+            });
+            let findings = check::before_install(&helms).await?;
+            let told = findings.iter().find(|finding| finding.level == Level::Error).map(ToString::to_string);
+            assert_eq!(
+                told.as_deref(),
+                Some(
+                    "error    Helm: Weft was installed here as Helm's release mesh (namespace ops), whose values `weft install` would set back to \
+                     the defaults; let Helm upgrade it, which keeps them: helm upgrade mesh deploy/helm/weft --namespace ops --reset-then-reuse-values"
+                )
+            );
+            let refused = preflight(&helms, false).await.unwrap_err().to_string();
+            assert!(refused.contains("nothing was installed: 1 of the findings"), "{refused}");
+            preflight(&helms, true).await?;
+            // Asking is not doing.
+            let asked = asked.lock().unwrap();
+            let changes = asked.iter().filter(|one| !one.starts_with("GET") && !one.ends_with("accessreviews"));
+            assert_eq!(changes.count(), 0);
+            Ok(())
+        });
+        done.unwrap();
     }
 }

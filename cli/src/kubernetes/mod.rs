@@ -5,9 +5,12 @@
 
 mod check;
 mod exec;
+#[cfg(test)]
+mod fake;
 mod install;
 mod manifest;
 mod readiness;
+mod release;
 mod sources;
 mod uninstall;
 mod words;

@@ -13,7 +13,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use super::manifest::{self, Images, kind, name};
 use super::readiness::{Workload, is_ready, pods, why_not_ready};
 use super::words::{Words as _, is_missing};
-use super::{Cluster, NAMESPACE, PART_OF, Target};
+use super::{Cluster, NAMESPACE, PART_OF, Target, release};
 
 /// How often the API server is asked.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -54,9 +54,13 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     }
     let idle = not_running(&pods(&cluster, Workload::Node).await?);
     if !idle.is_empty() && !arguments.force {
+        let repair = match release::find(&cluster).await? {
+            Some(release) => format!("{} --set image.tag=<one that works>", release.upgrade()),
+            None => "weft install --tag <one that works>".to_owned(),
+        };
         bail!(
             "nothing was deleted: weft-node does not run on\n  {}\nWhat an earlier one may have left there (hooks that keep pods of the mesh shut, \
-             maps, the CNI entry) only a running one takes away. Repair it first, as by `weft install --tag <one that works>`; if none ever ran there, \
+             maps, the CNI entry) only a running one takes away. Repair it first, as by `{repair}`; if none ever ran there, \
              or the nodes are given up: --force",
             idle.join("\n  ")
         );

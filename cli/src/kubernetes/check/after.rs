@@ -5,6 +5,7 @@
 use serde_json::Value;
 use x509_parser::pem::Pem;
 
+use super::super::release::Release;
 use super::facts::{InstalledFacts, WorkloadFacts};
 use super::finding::{Finding, Level};
 use crate::replicas::is_elsewhere;
@@ -25,10 +26,11 @@ const LISTED_MAX: usize = 5;
 
 pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let upgrade = upgrade(facts.release.as_ref());
     for (name, workload) in [("weft-control", &facts.control), ("weft-node", &facts.node)] {
         match workload {
-            Some(workload) => findings.extend(rollout(name, workload)),
-            None => findings.push(Finding::error(name, "is not there", "weft install")),
+            Some(workload) => findings.extend(rollout(name, workload, &upgrade)),
+            None => findings.push(Finding::error(name, "is not there", upgrade.as_str())),
         }
     }
     findings.extend(coverage(facts));
@@ -42,12 +44,17 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     findings
 }
 
+/// Brings what is installed to the version of this command.
+fn upgrade(release: Option<&Release>) -> String {
+    release.map_or_else(|| "weft install".to_owned(), Release::upgrade)
+}
+
 fn answered(workload: Option<&WorkloadFacts>) -> impl Iterator<Item = (&str, &Value)> {
     let answers = workload.into_iter().flat_map(|workload| &workload.answers);
     answers.filter_map(|(name, answer)| Some((name.as_str(), answer.as_ref().ok()?)))
 }
 
-fn rollout(name: &str, workload: &WorkloadFacts) -> Vec<Finding> {
+fn rollout(name: &str, workload: &WorkloadFacts, upgrade: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let progress = &workload.progress;
     let shown = format!("{} of {} ready", progress.ready, progress.wanted);
@@ -68,7 +75,7 @@ fn rollout(name: &str, workload: &WorkloadFacts) -> Vec<Finding> {
             Ok(status) if status["version"] != VERSION => findings.push(Finding::warning(
                 format!("{name} {asked}"),
                 format!("runs {}, this command is {VERSION}", text(&status["version"])),
-                "weft install upgrades; or use the command of that version",
+                format!("{upgrade} upgrades; or use the command of that version"),
             )),
             Ok(_) => {}
         }
@@ -77,7 +84,7 @@ fn rollout(name: &str, workload: &WorkloadFacts) -> Vec<Finding> {
         findings.push(Finding::warning(
             name,
             format!("was installed by {:?}, this command is {VERSION}", workload.version),
-            "weft install upgrades",
+            format!("{upgrade} upgrades"),
         ));
     }
     findings
@@ -95,14 +102,15 @@ fn coverage(facts: &InstalledFacts) -> Option<Finding> {
 }
 
 fn definitions(facts: &InstalledFacts) -> Vec<Finding> {
+    // Helm makes them once, and leaves them alone from then on.
+    let remedy = match facts.release {
+        Some(_) => "kubectl apply --server-side --force-conflicts -f deploy/helm/weft/crds",
+        None => "weft install applies this one's",
+    };
     let finding = |(name, same): &(String, Option<bool>)| match same {
         Some(true) => Finding::ok("kinds", format!("{name} is of this version")),
-        Some(false) => Finding::warning(
-            "kinds",
-            format!("{name} is of another version"),
-            "weft install applies this one's; after helm upgrade: kubectl apply --server-side --force-conflicts -f deploy/helm/weft/crds",
-        ),
-        None => Finding::error("kinds", format!("{name} is not there"), "weft install"),
+        Some(false) => Finding::warning("kinds", format!("{name} is of another version"), remedy),
+        None => Finding::error("kinds", format!("{name} is not there"), remedy),
     };
     facts.definitions.iter().map(finding).collect()
 }

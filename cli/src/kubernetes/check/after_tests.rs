@@ -46,6 +46,7 @@ fn root(days: i64) -> String {
 fn good() -> InstalledFacts {
     InstalledFacts {
         now_unix_s: NOW,
+        release: None,
         control: workload("weft-control-1", control_status()),
         node: workload("node1", node_status()),
         nodes_without: Vec::new(),
@@ -99,6 +100,28 @@ fn what_all_replicas_find_is_one_finding() {
         warnings,
         ["weft-control (2 replicas): Pod shop/a: label", "weft-control a: x: own", "weft-control b: y: own"]
     );
+}
+
+#[test]
+fn what_helm_installed_is_upgraded_by_helm() {
+    let mut facts = good();
+    facts.release = Some(Release { name: "mesh".into(), namespace: "ops".into() });
+    facts.control.as_mut().unwrap().version = "0.0.1".into();
+    status_of(&mut facts.node)["version"] = "0.0.1".into();
+    facts.definitions.push(("authorizationpolicies.weft.dev".into(), None));
+    facts.definitions[0].1 = Some(false);
+    let command = "helm upgrade mesh deploy/helm/weft --namespace ops --reset-then-reuse-values";
+    let crds = "kubectl apply --server-side --force-conflicts -f deploy/helm/weft/crds";
+    let remedies = |facts: &InstalledFacts| -> Vec<String> {
+        judge(facts).into_iter().filter_map(|finding| finding.remedy).collect()
+    };
+    let upgrades = format!("{command} upgrades");
+    assert_eq!(
+        remedies(&facts),
+        [upgrades.clone(), format!("{upgrades}; or use the command of that version"), crds.into(), crds.into()]
+    );
+    facts.node = None;
+    assert!(remedies(&facts).contains(&command.to_owned()));
 }
 
 #[test]

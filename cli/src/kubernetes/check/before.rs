@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::Node;
 
+use super::super::release::Release;
 use super::facts::{ClusterFacts, GATEWAY_KINDS, Permission};
 use super::finding::Finding;
 
@@ -60,6 +61,15 @@ pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
     findings.extend(pod_security(facts));
     findings.extend(network_policies(facts));
     findings
+}
+
+/// The manifest would be applied by force, so nothing would be left of other values, and nobody would be told.
+pub(super) fn of_helm(release: &Release) -> Finding {
+    Finding::error(
+        "Helm",
+        format!("Weft was installed here as {release}, whose values `weft install` would set back to the defaults"),
+        format!("let Helm upgrade it, which keeps them: {}", release.upgrade()),
+    )
 }
 
 fn server(facts: &ClusterFacts) -> Finding {

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::super::manifest::{self, Images};
 use super::super::readiness::{self, Progress, Workload};
+use super::super::release::Release;
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
 use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL, exec};
@@ -213,6 +214,8 @@ pub(super) struct WorkloadFacts {
 #[derive(Debug)]
 pub(super) struct InstalledFacts {
     pub(super) now_unix_s: u64,
+    /// None: not installed by Helm.
+    pub(super) release: Option<Release>,
     /// None: it is not there.
     pub(super) control: Option<WorkloadFacts>,
     pub(super) node: Option<WorkloadFacts>,
@@ -237,6 +240,8 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
         return Ok(None);
     }
     let now_unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let metadata = [daemon_set.as_ref().map(|it| &it.metadata), deployment.as_ref().map(|it| &it.metadata)];
+    let release = metadata.into_iter().flatten().find_map(Release::of);
     let control = OptionFuture::from(deployment.map(|object| {
         let progress = readiness::deployment(&object);
         workload(cluster, Workload::Control, progress, object.metadata.labels.unwrap_or_default())
@@ -255,6 +260,7 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
     let bundle = bundle.doing("read ConfigMap weft-trust-bundle")?;
     Ok(Some(InstalledFacts {
         now_unix_s,
+        release,
         control: control.transpose()?,
         node: node.transpose()?,
         nodes_without: nodes_without(cluster).await?,

@@ -11,7 +11,7 @@ use clap::Args;
 use finding::Finding;
 pub(super) use finding::Level;
 
-use super::{Cluster, Target, block_on};
+use super::{Cluster, Target, block_on, release};
 use crate::Format;
 
 #[derive(Debug, Args)]
@@ -51,6 +51,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         }
         Ok(findings.iter().all(|finding| finding.level != Level::Error))
     })
+}
+
+/// What an installation needs, and what it must not write over.
+pub(super) async fn before_install(cluster: &Cluster) -> Result<Vec<Finding>> {
+    let mut findings = before(cluster).await?;
+    findings.extend(release::find(cluster).await?.as_ref().map(before::of_helm));
+    Ok(findings)
 }
 
 /// What an installation needs.
