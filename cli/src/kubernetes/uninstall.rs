@@ -23,7 +23,10 @@ const MADE_BY_CONTROL: [(&str, &str, &str, &str); 3] = [
     ("", "v1", "ConfigMap", "weft-trust-bundle"),
     ("coordination.k8s.io", "v1", "Lease", "weft-control"),
 ];
+/// The trust bundle, where the cluster has the kind: weft-control publishes it in the newest version that is served. One that is not served
+/// answers as if the object were not there, so each is asked.
 const TRUST_BUNDLE: &str = "weft.dev:mesh:root";
+const TRUST_BUNDLE_VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -78,10 +81,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
             removed += 1;
         }
     }
-    for (group, version, of_kind, name) in MADE_BY_CONTROL {
-        objects.push(bare(group, version, of_kind, name, Some(NAMESPACE)));
-    }
-    objects.push(bare("certificates.k8s.io", "v1beta1", "ClusterTrustBundle", TRUST_BUNDLE, None));
+    objects.extend(made_by_control());
     // Backwards: what uses a thing goes before the thing. The Deployment goes first, so that nothing is made again.
     objects.reverse();
     objects.sort_by_key(|object| match kind(object) {
@@ -99,6 +99,15 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     }
     gone(&cluster, &objects, wait_max).await?;
     tell_what_is_left(&cluster, arguments.keep_crds).await
+}
+
+/// What no manifest has.
+pub(super) fn made_by_control() -> Vec<DynamicObject> {
+    let own = MADE_BY_CONTROL
+        .iter()
+        .map(|(group, version, of_kind, name)| bare(group, version, of_kind, name, Some(NAMESPACE)));
+    let bundle = |version| bare("certificates.k8s.io", version, "ClusterTrustBundle", TRUST_BUNDLE, None);
+    own.chain(TRUST_BUNDLE_VERSIONS.into_iter().map(bundle)).collect()
 }
 
 fn bare(group: &str, version: &str, kind: &str, name: &str, namespace: Option<&str>) -> DynamicObject {
@@ -224,9 +233,41 @@ async fn tell_what_is_left(cluster: &Cluster, keep_crds: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use serde_json::json;
 
+    use super::super::fake;
     use super::*;
+
+    #[test]
+    fn the_trust_bundle_is_deleted_in_whichever_versions_the_cluster_serves() {
+        const SERVED: [&[&str]; 5] = [&[], &["v1"], &["v1beta1"], &["v1alpha1"], &["v1", "v1beta1"]];
+        for served in SERVED {
+            let deleted = super::super::block_on(async move {
+                let is_there = AtomicBool::new(!served.is_empty());
+                let (cluster, _) = fake::cluster(move |method, path| {
+                    let version = path.strip_prefix("/apis/certificates.k8s.io/")?;
+                    let version = version.strip_suffix("/clustertrustbundles/weft.dev:mesh:root")?;
+                    let found = served.contains(&version) && is_there.load(Ordering::Relaxed);
+                    if method == "DELETE" && found {
+                        is_there.store(false, Ordering::Relaxed);
+                    }
+                    let api_version = format!("certificates.k8s.io/{version}");
+                    let bundle = json!({"apiVersion": api_version, "kind": "ClusterTrustBundle", "metadata": {"name": TRUST_BUNDLE}});
+                    found.then_some(bundle)
+                });
+                let bundles = made_by_control();
+                let mut deleted = 0;
+                for object in &bundles {
+                    deleted += usize::from(remove(&cluster, object).await?);
+                }
+                gone(&cluster, &bundles, Duration::ZERO).await?;
+                Ok(deleted)
+            });
+            assert_eq!(deleted.unwrap(), usize::from(!served.is_empty()), "{served:?}");
+        }
+    }
 
     #[test]
     fn a_weft_node_that_does_not_run_can_take_nothing_away() {
