@@ -10,7 +10,7 @@ use crate::kubernetes::Target;
 pub(crate) const WHO_IS_ASKED: &str = "\
 Who is asked: with --context or --kubeconfig that cluster; with --name that lab; else, if a lab is up on this machine, the lab; \
 else the cluster of the kubeconfig. In a cluster the pods of weft-control and weft-node are asked by exec, so you need to be \
-allowed to create pods/exec in weft-system.";
+allowed to get and create pods/exec in weft-system.";
 
 /// Name of the lab of which there is usually one only.
 const LAB: &str = "lab";

@@ -67,26 +67,31 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     }
     let cluster = arguments.target.connect().await?;
     tell!("cluster {}", cluster.server);
-    preflight(&cluster, arguments.force).await?;
-    let objects = manifest::objects(&text)?;
+    into(&cluster, arguments, &text).await
+}
+
+/// Brings the manifest into a cluster.
+pub(super) async fn into(cluster: &Cluster, arguments: &Arguments, text: &str) -> Result<()> {
+    preflight(cluster, arguments.force).await?;
+    let objects = manifest::objects(text)?;
     let mut rest = Vec::new();
     for object in objects {
         match kind(&object) {
             "Deployment" | "DaemonSet" => rest.push(object),
             "CustomResourceDefinition" => {
-                apply(&cluster, &object).await?;
-                served(&cluster, name(&object)).await?;
+                apply(cluster, &object).await?;
+                served(cluster, name(&object)).await?;
             }
-            _ => apply(&cluster, &object).await?,
+            _ => apply(cluster, &object).await?,
         }
     }
     let wait_max = Duration::from_secs(arguments.wait_seconds);
     for (workload, of_kind) in [(Workload::Control, "Deployment"), (Workload::Node, "DaemonSet")] {
         for object in rest.iter().filter(|object| kind(object) == of_kind) {
-            apply(&cluster, object).await?;
+            apply(cluster, object).await?;
         }
         if !arguments.no_wait {
-            readiness::follow(&cluster, workload, wait_max).await?;
+            readiness::follow(cluster, workload, wait_max).await?;
         }
     }
     if !arguments.no_wait {

@@ -50,14 +50,19 @@ pub(crate) struct Arguments {
 pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     let cluster = arguments.target.connect().await?;
     tell!("cluster {}", cluster.server);
+    from(&cluster, arguments).await
+}
+
+/// Takes all of Weft out of a cluster.
+pub(super) async fn from(cluster: &Cluster, arguments: &Arguments) -> Result<()> {
     let wait_max = Duration::from_secs(arguments.wait_seconds);
     let mut objects = manifest::objects(&manifest::text(&Images::default())?)?;
     if arguments.keep_crds {
         objects.retain(|object| kind(object) != "CustomResourceDefinition");
     }
-    let idle = not_running(&pods(&cluster, Workload::Node).await?);
+    let idle = not_running(&pods(cluster, Workload::Node).await?);
     if !idle.is_empty() && !arguments.force {
-        let repair = match release::find(&cluster).await? {
+        let repair = match release::find(cluster).await? {
             Some(release) => format!("{} --set image.tag=<one that works>", release.upgrade()),
             None => "weft install --tag <one that works>".to_owned(),
         };
@@ -70,8 +75,8 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut removed = 0;
     for nodes in objects.extract_if(.., |object| kind(object) == "DaemonSet") {
-        if remove(&cluster, &nodes).await? {
-            nodes_gone(&cluster, wait_max).await?;
+        if remove(cluster, &nodes).await? {
+            nodes_gone(cluster, wait_max).await?;
             if idle.is_empty() {
                 tell!("every node has removed its hooks, maps and CNI entry");
             } else {
@@ -91,14 +96,14 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         _ => 1,
     });
     for object in &objects {
-        removed += usize::from(remove(&cluster, object).await?);
+        removed += usize::from(remove(cluster, object).await?);
     }
     if removed == 0 {
         tell!("nothing of Weft is installed");
         return Ok(());
     }
-    gone(&cluster, &objects, wait_max).await?;
-    tell_what_is_left(&cluster, arguments.keep_crds).await
+    gone(cluster, &objects, wait_max).await?;
+    tell_what_is_left(cluster, arguments.keep_crds).await
 }
 
 /// What no manifest has.

@@ -3,8 +3,9 @@
 use k8s_openapi::api::core::v1::Node;
 
 use super::super::release::Release;
-use super::facts::{ClusterFacts, GATEWAY_KINDS, Permission};
+use super::facts::{ClusterFacts, GATEWAY_KINDS};
 use super::finding::Finding;
+use super::permissions::Right;
 
 /// Tokens name their node from 1.30 on as a beta; weft-control knows a node by that.
 const KUBERNETES_MIN: (u32, u32) = (1, 30);
@@ -38,14 +39,8 @@ const NETWORKS: [(&str, &str); 10] = [
 
 pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
     let readable = |resources: &[&str]| !resources.iter().any(|it| facts.unreadable.contains(it));
-    let mut findings = vec![server(facts), permissions(&facts.permissions)];
-    if !facts.unreadable.is_empty() {
-        findings.push(Finding::warning(
-            "permissions",
-            format!("you may not read {}", facts.unreadable.join(", ")),
-            "what depends on them was not checked",
-        ));
-    }
+    let mut findings = vec![server(facts)];
+    findings.extend(permissions(facts));
     if readable(&["customresourcedefinitions"]) {
         findings.push(gateway_api(facts));
     }
@@ -86,16 +81,41 @@ fn server(facts: &ClusterFacts) -> Finding {
     Finding::ok("API server", shown)
 }
 
-fn permissions(all: &[Permission]) -> Finding {
-    let missing: Vec<&str> = all.iter().filter(|one| !one.allowed).map(|one| one.what.as_str()).collect();
-    if missing.is_empty() {
-        return Finding::ok("permissions", "you may do all that install, check and uninstall do");
+fn permissions(facts: &ClusterFacts) -> Vec<Finding> {
+    const WHAT: &str = "permissions";
+    let refused = facts.permissions.iter().filter(|one| !one.allowed).map(|one| &one.right);
+    let (grants, missing): (Vec<&Right>, Vec<&Right>) = refused.partition(|right| right.grants());
+    let mut findings = Vec::new();
+    if !missing.is_empty() {
+        let remedy = "ask for cluster-admin, or for these";
+        findings.push(Finding::error(WHAT, format!("you may not {}", in_words(&missing)), remedy));
     }
-    Finding::error(
-        "permissions",
-        format!("you may not {}", missing.join(", ")),
-        "ask for cluster-admin, or for these",
-    )
+    if !grants.is_empty() {
+        let remedy = "the API server lets you install Weft's roles only if you have every right in them yourself";
+        findings.push(Finding::warning(WHAT, format!("you may not {}", in_words(&grants)), remedy));
+    }
+    if !facts.unreadable.is_empty() {
+        let detail = format!("you may not read {}", facts.unreadable.join(", "));
+        findings.push(Finding::warning(WHAT, detail, "what depends on them was not checked"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(WHAT, "you may do all that install, check, status and uninstall do"));
+    }
+    findings
+}
+
+/// The verbs together that are of one place.
+fn in_words(rights: &[&Right]) -> String {
+    let mut places: Vec<(String, Vec<&str>)> = Vec::new();
+    for right in rights {
+        let place = right.place();
+        match places.iter_mut().find(|(other, _)| *other == place) {
+            Some((_, verbs)) => verbs.push(right.verb),
+            None => places.push((place, vec![right.verb])),
+        }
+    }
+    let told = places.iter().map(|(place, verbs)| format!("{} {place}", verbs.join("/")));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 fn gateway_api(facts: &ClusterFacts) -> Finding {
@@ -245,6 +265,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::finding::Level;
+    use super::super::permissions::{Permission, needed};
     use super::*;
 
     fn node(name: &str, os: &str, kernel: &str) -> Node {
@@ -258,13 +279,24 @@ mod tests {
         ClusterFacts {
             server: "https://api/".into(),
             server_version: (1, 36),
-            permissions: vec![Permission { what: "create namespaces".into(), allowed: true }],
+            permissions: needed()
+                .unwrap()
+                .into_iter()
+                .map(|right| Permission { right, allowed: true })
+                .collect(),
             definitions: GATEWAY_KINDS
                 .map(|(name, _, version)| (name.to_owned(), vec![version.to_owned()]))
                 .into(),
             workloads: vec![("kube-system".into(), "calico-node".into())],
             nodes: vec![node("a", "linux", "5.15.0-91-generic"), node("b", "linux", "6.1.0")],
             ..ClusterFacts::default()
+        }
+    }
+
+    fn refuse(facts: &mut ClusterFacts, resources: &[&str], verbs: &[&str]) {
+        for one in &mut facts.permissions {
+            let (resource, verb) = (one.right.resource.as_str(), one.right.verb);
+            one.allowed = !(resources.contains(&resource) && verbs.contains(&verb));
         }
     }
 
@@ -282,9 +314,18 @@ mod tests {
     #[test]
     fn each_fault_is_named_with_what_to_do() {
         type Spoil = fn(&mut ClusterFacts);
-        let cases: [(Spoil, Level, &str); 13] = [
+        let cases: [(Spoil, Level, &str); 14] = [
             (|f| f.server_version = (1, 29), Level::Error, "needs 1.30 or later"),
-            (|f| f.permissions[0].allowed = false, Level::Error, "you may not create namespaces; ask"),
+            (
+                |f| refuse(f, &["daemonsets", "namespaces"], &["create", "delete"]),
+                Level::Error,
+                "you may not create/delete namespaces, create/delete daemonsets in weft-system; ask",
+            ),
+            (
+                |f| refuse(f, &["clusterroles"], &["escalate", "bind"]),
+                Level::Warning,
+                "you may not escalate/bind clusterroles; the API server lets you install",
+            ),
             (|f| f.definitions.clear(), Level::Warning, "its kinds are not installed"),
             (
                 |f| f.definitions.values_mut().for_each(|v| v[0] = "v1alpha2".into()),
@@ -347,7 +388,7 @@ mod tests {
         let unreadable = vec!["customresourcedefinitions", "daemonsets", "nodes"];
         let facts = ClusterFacts { nodes: Vec::new(), workloads: Vec::new(), unreadable, ..good() };
         let whats: Vec<String> = judge(&facts).into_iter().map(|finding| finding.what).collect();
-        assert_eq!(whats, ["API server", "permissions", "permissions"]);
+        assert_eq!(whats, ["API server", "permissions"]);
     }
 
     #[test]

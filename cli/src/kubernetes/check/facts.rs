@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::Result;
-use futures_util::future::{OptionFuture, join, join_all};
+use futures_util::future::{OptionFuture, join};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, PostParams};
+use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 
@@ -23,35 +20,15 @@ use super::super::release::Release;
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
 use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL, exec};
+use super::permissions::{self, Permission};
 use crate::replicas;
 
-/// A verb on a resource of a group, in Weft's namespace or in all.
-const PERMISSIONS: [(&str, &str, &str, bool); 12] = [
-    ("patch", "apiextensions.k8s.io", "customresourcedefinitions", false),
-    ("delete", "apiextensions.k8s.io", "customresourcedefinitions", false),
-    ("patch", "", "namespaces", false),
-    ("delete", "", "namespaces", false),
-    ("patch", "rbac.authorization.k8s.io", "clusterroles", false),
-    ("patch", "rbac.authorization.k8s.io", "clusterrolebindings", false),
-    ("patch", "rbac.authorization.k8s.io", "roles", true),
-    ("patch", "apps", "deployments", true),
-    ("patch", "apps", "daemonsets", true),
-    ("delete", "apps", "daemonsets", true),
-    ("create", "", "pods/exec", true),
-    ("list", "", "nodes", false),
-];
 /// Definitions of the Gateway API's kinds that weft-control reads: name, kind, the version that it reads.
 pub(super) const GATEWAY_KINDS: [(&str, &str, &str); 3] = [
     ("httproutes.gateway.networking.k8s.io", "HTTPRoute", "v1"),
     ("grpcroutes.gateway.networking.k8s.io", "GRPCRoute", "v1"),
     ("referencegrants.gateway.networking.k8s.io", "ReferenceGrant", "v1beta1"),
 ];
-
-#[derive(Debug)]
-pub(super) struct Permission {
-    pub(super) what: String,
-    pub(super) allowed: bool,
-}
 
 /// What there is before Weft.
 #[derive(Debug, Default)]
@@ -85,7 +62,7 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
     let mut facts = ClusterFacts {
         server: cluster.server.clone(),
         server_version: (number(&version.major), number(&version.minor)),
-        permissions: permissions(client).await?,
+        permissions: permissions::ask(client).await?,
         ..ClusterFacts::default()
     };
     let mut unreadable = Vec::new();
@@ -169,33 +146,6 @@ where
         (object.namespace().unwrap_or_default(), object.name_any())
     };
     Ok(list.items.into_iter().map(of).collect())
-}
-
-async fn permissions(client: &Client) -> Result<Vec<Permission>> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let ask = |(verb, group, resource, namespaced): (&str, &str, &str, bool)| {
-        let (name, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-        let attributes = ResourceAttributes {
-            verb: Some(verb.into()),
-            group: Some(group.into()),
-            resource: Some(name.into()),
-            subresource: Some(subresource.into()),
-            namespace: namespaced.then(|| NAMESPACE.into()),
-            ..ResourceAttributes::default()
-        };
-        let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() },
-            ..Default::default()
-        };
-        let what = format!("{verb} {resource}{}", if namespaced { " in weft-system" } else { "" });
-        let reviews = &reviews;
-        async move {
-            let answer =
-                reviews.create(&PostParams::default(), &review).await.doing("ask what you may do")?;
-            Ok(Permission { what, allowed: answer.status.is_some_and(|status| status.allowed) })
-        }
-    };
-    join_all(PERMISSIONS.map(ask)).await.into_iter().collect()
 }
 
 /// One of Weft's two workloads.
