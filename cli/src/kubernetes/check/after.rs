@@ -8,6 +8,7 @@ use x509_parser::pem::Pem;
 use super::super::release::Release;
 use super::facts::{InstalledFacts, WorkloadFacts};
 use super::finding::{Finding, Level};
+use super::node;
 use crate::replicas::is_elsewhere;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -16,11 +17,9 @@ const ROOT_LEFT_SECONDS_MIN: u64 = 30 * 24 * 3_600;
 /// A leader renews every few seconds.
 const LEASE_SECONDS_MAX: u64 = 60;
 /// Certificates are renewed at half of their lifetime; with less than this share of the default day something is stuck.
-const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
+pub(super) const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
 /// The authority signs nothing beyond its own end: an intermediate whose owner renews it is followed within seconds.
 const AUTHORITY_LEFT_SECONDS_MIN: u64 = 24 * 3_600;
-/// The plugin's type in a network configuration.
-const PLUGIN: &str = "weft-cni";
 /// More lines of one sort are counted, not listed.
 const LISTED_MAX: usize = 5;
 
@@ -39,7 +38,7 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     findings.extend(roots(facts));
     findings.extend(controls(answered(facts.control.as_ref()), facts.now_unix_s));
     for (name, status) in answered(facts.node.as_ref()) {
-        findings.extend(node(name, status, facts.now_unix_s));
+        findings.extend(node::judge(name, status, facts.now_unix_s));
     }
     findings
 }
@@ -258,130 +257,15 @@ fn control(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     findings
 }
 
-fn node(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
-    let what = format!("node {name}");
-    let mut findings = Vec::new();
-    let mut error = |detail: String, remedy: &str| findings.push(Finding::error(&what, detail, remedy));
-    for reason in list(&status["unready"]) {
-        error(format!("is not ready: {}", text(reason)), "its enrolled pods may be shut");
-    }
-    for refusal in list(&status["control"]["refused"]) {
-        error(format!("refused configuration: {}", text(refusal)), "it keeps what it had; repair the object");
-    }
-    if let Some(failure) = status["kernel"]["error"].as_str() {
-        error(format!("the kernel's maps cannot be read: {failure}"), "see the log of its weft-node");
-    }
-    // Readiness says it too, in a version that knows of it.
-    let told = list(&status["unready"]).any(|reason| text(reason).contains("CNI plugin"));
-    if let Some(failure) = status["cni"]["error"].as_str().filter(|_| !told) {
-        error(
-            format!("the CNI plugin: {failure}"),
-            "new pods may start outside the mesh until that is repaired",
-        );
-    }
-    for certificate in list(&status["certificates"]) {
-        let Some(end) = certificate["not_after_unix_s"].as_u64() else { continue };
-        let why = certificate["last_error"].as_str().unwrap_or("no renewal has been tried");
-        let identity = text(&certificate["identity"]);
-        if end <= now_unix_s {
-            error(format!("the certificate of {identity} has expired: {why}"), "its pods are cut off");
-        } else if end - now_unix_s < CERTIFICATE_LEFT_SECONDS_MIN && certificate["last_error"].is_string() {
-            error(
-                format!("the certificate of {identity} ends in {} s: {why}", end - now_unix_s),
-                "see weft-control's log",
-            );
-        }
-    }
-    let stuck = |pod: &&Value| matches!(pod["state"].as_str(), Some("shut" | "failed"));
-    let pods: Vec<String> = list(&status["pods"])
-        .filter(stuck)
-        .map(|pod| {
-            let reason = pod["reason"].as_str().unwrap_or("no reason given");
-            format!("{}/{} ({}): {reason}", text(&pod["namespace"]), text(&pod["name"]), text(&pod["state"]))
-        })
-        .collect();
-    if !pods.is_empty() {
-        error(
-            format!("pods not set up: {}", some(&pods)),
-            "shut: they cannot connect; failed: they bypass the mesh",
-        );
-    }
-    let order = order(&what, &status["cni"]);
-    let healthy = findings.is_empty() && order.as_ref().is_none_or(|finding| finding.level != Level::Error);
-    findings.extend(order);
-    if status["control"]["connected"] != true {
-        let why = status["control"]["last_error"].as_str().unwrap_or("no reason given");
-        let detail = format!("is not connected to weft-control: {why}");
-        findings.push(Finding::warning(
-            &what,
-            detail,
-            "traffic goes on with what is known; new pods are not",
-        ));
-    }
-    if status["kernel"]["redirect"] == false {
-        let detail = format!("sk_msg redirect is off: {}", text(&status["kernel"]["redirect_reason"]));
-        findings.push(Finding::warning(&what, detail, "everything works, local bytes pass the TCP/IP stack"));
-    }
-    if healthy {
-        let kernel = text(&status["kernel_release"]);
-        let enrolled = list(&status["pods"]).filter(|pod| pod["state"] == "enrolled").count();
-        findings.push(Finding::ok(
-            &what,
-            format!("Linux {kernel}, {enrolled} pods in the mesh{}", cni(&status["cni"])),
-        ));
-    }
-    findings
-}
-
-/// The plugins of the configuration that has ours; none in the answer of a version that does not tell them.
-fn plugins(cni: &Value) -> Vec<&str> {
-    list(&cni["plugins"]).map(text).collect()
-}
-
-/// What is wrong with the place of our plugin among the others.
-fn order(what: &str, cni: &Value) -> Option<Finding> {
-    let (plugins, file) = (plugins(cni), text(&cni["configuration"]));
-    let at = plugins.iter().position(|plugin| *plugin == PLUGIN)?;
-    let behind = &plugins[at + 1..];
-    if at == 0 {
-        let detail = format!("{PLUGIN} is the first plugin of {file}: no pod that waits for it can start");
-        return Some(Finding::error(
-            what,
-            detail,
-            "whoever wrote the file must put the network's plugin first",
-        ));
-    }
-    if behind.is_empty() {
-        return None;
-    }
-    let detail = format!("behind {PLUGIN} in {file}: {}", behind.join(", "));
-    Some(Finding::warning(
-        what,
-        detail,
-        "what they change in a pod's network comes after the pod is in the mesh: take them out, or chain them before it",
-    ))
-}
-
-/// Which network configuration has our plugin.
-fn cni(status: &Value) -> String {
-    match status["configuration"].as_str() {
-        Some(file) if plugins(status).last() == Some(&PLUGIN) => {
-            format!(", {PLUGIN} is the last plugin of {file}")
-        }
-        Some(file) => format!(", {PLUGIN} is in {file}"),
-        None => String::new(),
-    }
-}
-
-fn text(value: &Value) -> &str {
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn some(all: &[String]) -> String {
+pub(super) fn some(all: &[String]) -> String {
     let listed = all[..all.len().min(LISTED_MAX)].join(", ");
     match all.len().saturating_sub(LISTED_MAX) {
         0 => listed,

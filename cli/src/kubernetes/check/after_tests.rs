@@ -26,7 +26,8 @@ fn control_status() -> Value {
 fn node_status() -> Value {
     json!({
         "version": VERSION, "kernel_release": "6.1.0", "unready": [], "kernel": {"redirect": true, "error": null},
-        "control": {"connected": true, "refused": []},
+        "control": {"connected": true, "refused": [],
+            "certificate": {"not_before_unix_s": NOW - 100, "not_after_unix_s": NOW + 100, "last_error": null}},
         "cni": {"installed": true, "configuration": "/etc/cni/net.d/10-bridge.conflist", "plugins": ["bridge", "weft-cni"],
                 "written": 1, "error": null},
         "certificates": [{"identity": "spiffe://c/ns/a/sa/b", "not_after_unix_s": NOW + 100_000, "last_error": null}],
@@ -127,7 +128,7 @@ fn what_helm_installed_is_upgraded_by_helm() {
 #[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
-    let cases: [(Spoil, Level, &str); 26] = [
+    let cases: [(Spoil, Level, &str); 30] = [
         (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
         (
             |f| {
@@ -221,7 +222,33 @@ fn each_fault_is_named_with_what_to_do() {
         (
             |f| status_of(&mut f.node)["certificates"][0]["not_after_unix_s"] = (NOW - 1).into(),
             Level::Error,
-            "certificate of spiffe://c/ns/a/sa/b has expired",
+            "the certificate of spiffe://c/ns/a/sa/b has expired: no renewal has been tried; its pods",
+        ),
+        (
+            |f| {
+                status_of(&mut f.node)["certificates"][0]["not_after_unix_s"] = (NOW + 10).into();
+                status_of(&mut f.node)["certificates"][0]["last_error"] = "away".into();
+            },
+            Level::Error,
+            "the certificate of spiffe://c/ns/a/sa/b ends in 10 s: away; its pods",
+        ),
+        (
+            |f| status_of(&mut f.node)["control"]["certificate"]["not_after_unix_s"] = (NOW - 1).into(),
+            Level::Error,
+            "node node1: weft-node's own certificate has expired: no renewal has been tried; at its end",
+        ),
+        (
+            |f| {
+                status_of(&mut f.node)["control"]["certificate"] =
+                    json!({"not_after_unix_s": NOW + 299, "last_error": "no such node"});
+            },
+            Level::Error,
+            "weft-node's own certificate ends in 299 s: no such node",
+        ),
+        (
+            |f| status_of(&mut f.node)["kernel"]["events"] = json!({"socket_inserted": 9, "socket_refused_busy": 3}),
+            Level::Warning,
+            "another user of sockmaps held 3 sockets of its pods so far (socket_refused_busy); these work",
         ),
         (
             |f| {

@@ -10,7 +10,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 
@@ -43,6 +44,8 @@ pub(super) struct ClusterFacts {
     pub(super) workloads: Vec<(String, String)>,
     /// Cilium's settings, if it is there.
     pub(super) cilium: BTreeMap<String, String>,
+    /// The settings of Calico's agents, if it is there.
+    pub(super) felix: Value,
     pub(super) nodes: Vec<Node>,
     pub(super) namespaces_in_two_meshes: Vec<String>,
     /// Those in the mesh that have NetworkPolicies.
@@ -79,6 +82,12 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
     let cilium = Api::<ConfigMap>::namespaced(client.clone(), "kube-system");
     let cilium = noted.or_default("configmaps of kube-system", read(cilium, "cilium-config").await)?;
     facts.cilium = cilium.and_then(|map| map.data).unwrap_or_default();
+    if facts.workloads.iter().any(|workload| workload.1 == "calico-node") {
+        let kind = GroupVersionKind::gvk("crd.projectcalico.org", "v1", "FelixConfiguration");
+        let felix = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+        let felix = noted.or_default("felixconfigurations", read(felix, "default").await)?;
+        facts.felix = felix.map(|felix| felix.data["spec"].clone()).unwrap_or_default();
+    }
     facts.nodes = noted.or_default("nodes", list::<Node>(client).await)?;
     let policies = noted.or_default("networkpolicies", names::<NetworkPolicy>(client).await)?;
     for namespace in noted.or_default("namespaces", list::<Namespace>(client).await)? {

@@ -4,6 +4,7 @@ mod after;
 mod before;
 mod facts;
 mod finding;
+mod node;
 mod permissions;
 
 use anyhow::Result;

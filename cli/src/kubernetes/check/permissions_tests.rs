@@ -12,11 +12,12 @@ use super::super::facts;
 use super::*;
 
 /// `weft check` leaves out what depends on these where they may not be read, and says so.
-const OPTIONAL: [(&str, &str, Option<&str>); 5] = [
+const OPTIONAL: [(&str, &str, Option<&str>); 6] = [
     ("list daemonsets", "apps", None),
     ("list deployments", "apps", None),
     ("list networkpolicies", "networking.k8s.io", None),
     ("get configmaps", "", Some("kube-system")),
+    ("get felixconfigurations", "crd.projectcalico.org", None),
     ("list events", "", Some(NAMESPACE)),
 ];
 
@@ -59,6 +60,9 @@ fn answer(method: &str, path: &str, gone: bool) -> Option<Value> {
     match (method, place(path)?) {
         ("PATCH" | "DELETE", _) => Some(json!({"metadata": {}})),
         ("GET", Place { name: Some(_), .. }) if gone => None,
+        ("GET", Place { resource: "daemonsets", name: None, .. }) => {
+            Some(json!({"metadata": {}, "items": [{"metadata": {"namespace": "kube-system", "name": "calico-node"}}]}))
+        }
         ("GET", Place { resource: "deployments" | "daemonsets", name: Some(_), .. }) => Some(workload),
         ("GET", Place { resource: "customresourcedefinitions", name: Some(_), .. }) => Some(definition),
         _ => fake::bare(method, path),
