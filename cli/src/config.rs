@@ -20,8 +20,12 @@ pub(crate) struct Arguments {
     /// Namespace of the pod [default: that of the kubeconfig's context; of a lab: default]
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<String>,
+    /// Show this Service, of any namespace, instead of those of the pod's own
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service)]
+    service: Option<String>,
     #[command(flatten)]
     mesh: Mesh,
+    /// json has all that routes and policies say
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
@@ -32,10 +36,16 @@ struct Pod {
     name: String,
 }
 
+fn is_name(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+}
+
+fn parse_service(text: &str) -> Result<String, String> {
+    let named = text.split_once('/').is_some_and(|(namespace, name)| is_name(namespace) && is_name(name));
+    if named { Ok(text.to_owned()) } else { Err("is not <namespace>/<name>".into()) }
+}
+
 fn parse_pod(text: &str) -> Result<Pod, String> {
-    let is_name = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
-    };
     let (namespace, name) = match text.split_once('/') {
         Some((namespace, name)) => (Some(namespace), name),
         None => (None, text),
@@ -66,11 +76,12 @@ const NAMESPACE_OF_A_LAB: &str = "default";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (namespace, pod) = (arguments.namespace()?, arguments.pod.name.as_str());
+    let service = arguments.service.as_deref();
     let (node, answer) = match arguments.mesh.choose()? {
-        Chosen::Cluster(target) => kubernetes::cluster_config(target, namespace, pod)?,
+        Chosen::Cluster(target) => kubernetes::cluster_config(target, namespace, pod, service)?,
         Chosen::Lab(lab) => {
             let namespace = namespace.unwrap_or(NAMESPACE_OF_A_LAB);
-            let path = format!("/pod/{namespace}/{pod}");
+            let path = page(namespace, pod, service);
             let mut found = None;
             for node in lab.nodes() {
                 let (status, body) = lab.node_admin(&node).fetch(&path).with_context(|| node.clone())?;
@@ -82,14 +93,37 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             found
         }
     };
+    if let Some(service) = service.filter(|_| list(&answer["services"]).next().is_none()) {
+        bail!("{node} knows no Service {service}");
+    }
     match arguments.output {
         Format::Json => crate::write(&format!("{}\n", serde_json::to_string_pretty(&answer)?)),
         Format::Table => crate::write(&shown(&node, &answer)),
     }
 }
 
+/// Of weft-node's admin endpoint.
+pub(crate) fn page(namespace: &str, pod: &str, service: Option<&str>) -> String {
+    let of_service = service.map(|service| format!("/service/{service}")).unwrap_or_default();
+    format!("/pod/{namespace}/{pod}{of_service}")
+}
+
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
+}
+
+/// By its name, or as text, as weft-nodes of earlier versions name a policy.
+fn name(value: &Value) -> &str {
+    value["name"].as_str().unwrap_or_else(|| text(value))
+}
+
+fn policies(all: &Value) -> String {
+    let told = |policy: &Value| match policy["action"].as_str().or(policy["problem"].as_str()) {
+        Some(how) => format!("{} ({how})", name(policy)),
+        None => name(policy).to_owned(),
+    };
+    let all: Vec<String> = list(all).map(told).collect();
+    if all.is_empty() { "none".into() } else { all.join(", ") }
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -118,18 +152,18 @@ fn shown(node: &str, answer: &Value) -> String {
     line("identity", of_mesh("identity"));
     line("addresses", &words(&pod["ips"]));
     line("mutual TLS", of_mesh("mtls"));
-    line("policies", &words(&answer["policies"]));
+    line("policies", &policies(&answer["policies"]));
     for service in list(&answer["services"]) {
         let _ = writeln!(out, "\nservice {}  {}", text(&service["name"]), words(&service["addresses"]));
         for port in list(&service["ports"]) {
             let _ = writeln!(out, "  port {} {}", port["port"], text(&port["protocol"]));
         }
         for route in list(&service["routes"]) {
-            let (kind, name) = (text(&route["kind"]), text(&route["name"]));
-            let _ = writeln!(out, "  {kind} {name}: {} rules", route["rules"]);
+            let rules = route["rules"].as_array().map_or_else(|| route["rules"].clone(), |rules| rules.len().into());
+            let _ = writeln!(out, "  {} {}: {rules} rules", text(&route["kind"]), name(route));
         }
-        if let Some(policy) = service["traffic_policy"].as_str() {
-            let _ = writeln!(out, "  traffic policy {policy}");
+        if !service["traffic_policy"].is_null() {
+            let _ = writeln!(out, "  traffic policy {}", name(&service["traffic_policy"]));
         }
         let row = |endpoint: &Value| {
             vec![
@@ -161,11 +195,13 @@ mod tests {
     fn a_pods_configuration_reads_from_its_identity_to_the_endpoints() {
         let answer = json!({
             "revision": 7, "identity": "spiffe://cluster.local/ns/shop/sa/web", "mtls": "strict",
-            "policies": ["shop/only-front (Allow)"],
+            "policies": [{"name": "shop/only-front", "kind": "AuthorizationPolicy", "action": "Allow", "rules": []},
+                {"name": "shop/lost", "problem": "named, but not here: denies all"}, "shop/old (Deny)"],
             "pod": {"namespace": "shop", "name": "web", "state": "enrolled", "reason": null, "ips": ["10.0.0.2"]},
-            "services": [{"name": "shop/db", "addresses": ["10.96.0.9"], "traffic_policy": null,
+            "services": [{"name": "shop/db", "addresses": ["10.96.0.9"], "traffic_policy": {"name": "shop/patient"},
                 "ports": [{"port": 5432, "name": "sql", "protocol": "tcp"}],
-                "routes": [],
+                "routes": [{"kind": "HTTPRoute", "name": "shop/split", "rules": [{"name": ""}, {"name": ""}]},
+                    {"kind": "GRPCRoute", "name": "shop/old", "rules": 3}],
                 "endpoints": [{"address": "10.0.0.3", "workload": "shop/db-0", "node": "node2", "state": "ready"}]}],
         });
         assert_eq!(
@@ -176,10 +212,13 @@ shop/web on node1  revision 7
   identity     spiffe://cluster.local/ns/shop/sa/web
   addresses    10.0.0.2
   mutual TLS   strict
-  policies     shop/only-front (Allow)
+  policies     shop/only-front (Allow), shop/lost (named, but not here: denies all), shop/old (Deny)
 
 service shop/db  10.96.0.9
   port 5432 tcp
+  HTTPRoute shop/split: 2 rules
+  GRPCRoute shop/old: 3 rules
+  traffic policy shop/patient
   ENDPOINT  POD        NODE   STATE
   10.0.0.3  shop/db-0  node2  ready
 "
@@ -215,6 +254,16 @@ shop/web on node1  revision 7
         for wrong in ["", "/web", "shop/", "shop/we b", "a/b/c", "shop/../x"] {
             assert!(parse_pod(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_service_is_named_with_its_namespace() {
+        assert_eq!(parse_service("bank/db"), Ok("bank/db".to_owned()));
+        for wrong in ["", "db", "/db", "bank/", "bank/db/x", "bank/../pod"] {
+            assert!(parse_service(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(page("shop", "web", None), "/pod/shop/web");
+        assert_eq!(page("shop", "web", Some("bank/db")), "/pod/shop/web/service/bank/db");
     }
 
     #[test]

@@ -311,7 +311,7 @@ fn admin_sources(node: &Arc<Node>) -> AdminSources {
         unready: Arc::new(move || ready.unready()),
         config_dump: Arc::new(move || dumped.config_dump()),
         status: Arc::new(move || serde_json::json!(reported.status())),
-        pod: Arc::new(move |namespace, name| of_pods.pod_config(namespace, name)),
+        pod: Arc::new(move |(namespace, name), service| of_pods.pod_config(namespace, name, service)),
     }
 }
 

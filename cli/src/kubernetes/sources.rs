@@ -49,7 +49,12 @@ pub(crate) fn cluster_statuses(target: &Target) -> Result<(String, Statuses)> {
 }
 
 /// What the proxy of a pod's node holds for it, and the name of that node. No namespace: as kubectl, that of the kubeconfig's context.
-pub(crate) fn cluster_config(target: &Target, namespace: Option<&str>, pod: &str) -> Result<(String, Value)> {
+pub(crate) fn cluster_config(
+    target: &Target,
+    namespace: Option<&str>,
+    pod: &str,
+    service: Option<&str>,
+) -> Result<(String, Value)> {
     super::block_on(async {
         let cluster = target.connect().await?;
         let by_default = namespace.is_none();
@@ -72,7 +77,7 @@ pub(crate) fn cluster_config(target: &Target, namespace: Option<&str>, pod: &str
         let proxy = proxies.iter().find(|proxy| on_node(proxy) == Some(&node)).ok_or_else(|| {
             anyhow!("no weft-node runs on {node}, where {namespace}/{pod} is; see `weft check`")
         })?;
-        let path = format!("/pod/{namespace}/{pod}");
+        let path = crate::config::page(&namespace, pod, service);
         let binary = Workload::Node.name();
         let answer = exec::admin(&cluster, &pod_name(proxy), binary, &path, exec::CONFIG_WAIT_MAX).await?;
         Ok((node, answer))

@@ -39,13 +39,16 @@ const BACKLOG: i32 = 16;
 /// Between two looks at whether a predecessor has ended.
 const OPEN_PAUSE: Duration = Duration::from_millis(100);
 
-const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status /pod/<namespace>/<name>";
+const ENDPOINTS: &str = "/healthz /readyz /metrics /config_dump /connections /status /pod/<namespace>/<name>[/service/<namespace>/<name>]";
 
 /// Makes a JSON document; called on the blocking pool.
 pub type JsonSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// The same for one pod; None: it is not on this node.
-pub type PodSource = Arc<dyn Fn(&str, &str) -> Option<serde_json::Value> + Send + Sync>;
+/// Namespace and name.
+type Named<'a> = (&'a str, &'a str);
+
+/// The same for one pod, and one Service if it is about that; None: the pod is not on this node.
+pub type PodSource = Arc<dyn Fn(Named<'_>, Option<Named<'_>>) -> Option<serde_json::Value> + Send + Sync>;
 
 /// What the endpoint shows besides telemetry.
 #[derive(Clone)]
@@ -54,7 +57,7 @@ pub struct AdminSources {
     pub unready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     pub config_dump: JsonSource,
     pub status: JsonSource,
-    /// What the node holds for a pod of its own, by namespace and name.
+    /// What the node holds for a pod of its own.
     pub pod: PodSource,
 }
 
@@ -215,10 +218,15 @@ async fn answer(request: &Request<Incoming>, shared: Arc<Shared>) -> Response<Fu
 
 impl Shared {
     fn pod(&self, which: &str) -> Response<Full<Bytes>> {
-        let found = which.split_once('/').and_then(|(namespace, name)| (self.sources.pod)(namespace, name));
-        match found {
-            Some(pod) => json(&pod),
-            None => text(StatusCode::NOT_FOUND, format!("no pod {which} is on this node\n")),
+        let segments: Vec<&str> = which.split('/').collect();
+        let (pod, service) = match segments.as_slice() {
+            [namespace, name] => ((*namespace, *name), None),
+            [namespace, name, "service", of, service] => ((*namespace, *name), Some((*of, *service))),
+            _ => return text(StatusCode::NOT_FOUND, format!("no pod {which} is on this node\n")),
+        };
+        match (self.sources.pod)(pod, service) {
+            Some(found) => json(&found),
+            None => text(StatusCode::NOT_FOUND, format!("no pod {}/{} is on this node\n", pod.0, pod.1)),
         }
     }
 

@@ -16,8 +16,8 @@ fn sources(unready: &'static [&'static str]) -> AdminSources {
         unready: Arc::new(move || unready.iter().map(ToString::to_string).collect()),
         config_dump: Arc::new(|| json!({"revision": 7})),
         status: Arc::new(|| json!({"node": "n1"})),
-        pod: Arc::new(|namespace, name| {
-            (name == "web").then(|| json!({"pod": format!("{namespace}/{name}")}))
+        pod: Arc::new(|(namespace, name), service| {
+            (name == "web").then(|| json!({"pod": format!("{namespace}/{name}"), "service": service}))
         }),
     }
 }
@@ -51,7 +51,10 @@ async fn every_page_answers_and_unknown_ones_list_them() {
         ("GET /status?x=1", "200", "\"node\": \"n1\""),
         ("GET /connections", "200", "\"flows\": []"),
         ("GET /pod/shop/web", "200", "\"pod\": \"shop/web\""),
+        ("GET /pod/shop/web/service/bank/db", "200", "\"bank\",\n    \"db\""),
+        ("GET /pod/shop/web/routes/bank/db", "404", "no pod shop/web/routes/bank/db is on this node"),
         ("GET /pod/shop/db", "404", "no pod shop/db is on this node"),
+        ("GET /pod/shop/db/service/bank/db", "404", "no pod shop/db is on this node"),
         ("GET /pod/shop", "404", "no pod shop is on this node"),
         ("GET /nothing", "404", "/readyz, /metrics"),
         ("POST /metrics", "405", "only GET"),

@@ -23,7 +23,21 @@ pub fn of_node(node: &str, revision: Revision, mut resources: Vec<Value>) -> Val
 
 /// The same on both sides, so that a version tells whether a node holds what it should.
 pub fn resource(resource: &Resource, version: Version) -> Value {
-    let (kind, content) = match resource {
+    let (kind, content) = kind_and_content(resource);
+    let key = resource_key_to_wire(&key_of(resource)).name;
+    json!({ "kind": kind, "key": key, "version": version_text(version), "content": content })
+}
+
+/// A route or policy under its name, with the same fields: for whoever shows it where it belongs.
+pub fn named(resource: &Resource) -> Value {
+    let (kind, mut content) = kind_and_content(resource);
+    content["kind"] = kind.into();
+    content["name"] = resource_key_to_wire(&key_of(resource)).name.into();
+    content
+}
+
+fn kind_and_content(resource: &Resource) -> (&'static str, Value) {
+    match resource {
         Resource::Mesh(mesh) => ("Mesh", of_mesh(mesh)),
         Resource::Workload(workload) => ("Workload", of_workload(workload)),
         Resource::Service(service) => ("Service", of_service(service)),
@@ -31,9 +45,7 @@ pub fn resource(resource: &Resource, version: Version) -> Value {
         Resource::HttpRoute(route) => (route.kind.name(), of_route(route)),
         Resource::AuthorizationPolicy(policy) => ("AuthorizationPolicy", of_authorization(policy)),
         Resource::TrafficPolicy(policy) => ("TrafficPolicy", of_traffic(policy)),
-    };
-    let key = resource_key_to_wire(&key_of(resource)).name;
-    json!({ "kind": kind, "key": key, "version": version_text(version), "content": content })
+    }
 }
 
 /// As it stands in a dump.
