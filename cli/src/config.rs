@@ -159,7 +159,8 @@ fn shown(node: &str, answer: &Value) -> String {
             let _ = writeln!(out, "  port {} {}", port["port"], text(&port["protocol"]));
         }
         for route in list(&service["routes"]) {
-            let rules = route["rules"].as_array().map_or_else(|| route["rules"].clone(), |rules| rules.len().into());
+            let rules =
+                route["rules"].as_array().map_or_else(|| route["rules"].clone(), |rules| rules.len().into());
             let _ = writeln!(out, "  {} {}: {rules} rules", text(&route["kind"]), name(route));
         }
         if !service["traffic_policy"].is_null() {

@@ -127,8 +127,8 @@ mod tests {
 
     use weft_proto::convert::{key_of, version_of};
     use weft_proto::model::{
-        AuthorizationPolicy, HttpRule, ParentRef, PolicyAction, PolicyRule, Resource, RouteKind, Service, Timeouts,
-        TrafficPolicy,
+        AuthorizationPolicy, HttpRule, ParentRef, PolicyAction, PolicyRule, Resource, RouteKind, Service,
+        Timeouts, TrafficPolicy,
     };
 
     use super::*;
@@ -202,7 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn a_service_of_another_namespace_is_shown_when_it_is_asked_for_with_all_that_its_routes_and_policies_say() {
+    fn a_service_of_another_namespace_is_shown_when_it_is_asked_for_with_all_that_its_routes_and_policies_say()
+     {
         let mut web = fixtures::workload("web-1", "10.0.0.2", "n1", false);
         web.authorization_policies = vec![name("shop", "gate")];
         let rules = vec![PolicyRule::default()];
@@ -231,12 +232,16 @@ mod tests {
         let snapshot = Snapshot::default().apply(weft_proto::model::Revision(7), changes);
 
         let answer = config(&snapshot, &web, Some(("bank", "db")));
-        assert_eq!((&answer["policies"][0]["name"], &answer["policies"][0]["action"]), (&json!("shop/gate"), &json!("Deny")));
+        assert_eq!(
+            (&answer["policies"][0]["name"], &answer["policies"][0]["action"]),
+            (&json!("shop/gate"), &json!("Deny"))
+        );
         assert_eq!(answer["policies"][0]["rules"], json!([{"from": [], "to": []}]));
         assert_eq!(answer["services"].as_array().map(Vec::len), Some(1));
         let db = &answer["services"][0];
         assert_eq!(db["name"], "bank/db");
-        let routes: Vec<_> = db["routes"].as_array().unwrap().iter().map(|it| (&it["kind"], &it["name"])).collect();
+        let routes: Vec<_> =
+            db["routes"].as_array().unwrap().iter().map(|it| (&it["kind"], &it["name"])).collect();
         let kind = json!("HTTPRoute");
         assert_eq!(routes, [(&kind, &json!("bank/slow")), (&kind, &json!("shop/slow"))]);
         assert_eq!(db["routes"][0]["rules"][0]["request_timeout_ms"], 2_000);

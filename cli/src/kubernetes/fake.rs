@@ -59,8 +59,10 @@ pub(super) fn place(path: &str) -> Option<Place<'_>> {
 /// What a cluster without anything answers, to a user who may do everything.
 pub(super) fn bare(method: &str, path: &str) -> Option<Value> {
     match (method, place(path)) {
-        (_, None) if path == "/version" => Some(json!({"major": "1", "minor": "36", "gitVersion": "", "gitCommit": "",
-            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""})),
+        (_, None) if path == "/version" => {
+            Some(json!({"major": "1", "minor": "36", "gitVersion": "", "gitCommit": "",
+            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}))
+        }
         ("POST", Some(Place { resource: "selfsubjectaccessreviews", .. })) => {
             Some(json!({"metadata": {}, "spec": {}, "status": {"allowed": true}}))
         }

@@ -180,7 +180,8 @@ mod tests {
             preflight(&helms, true).await?;
             // Asking is not doing.
             let asked = asked.lock().unwrap();
-            let changes = asked.iter().filter(|one| !one.starts_with("GET") && !one.ends_with("accessreviews"));
+            let changes =
+                asked.iter().filter(|one| !one.starts_with("GET") && !one.ends_with("accessreviews"));
             assert_eq!(changes.count(), 0);
             Ok(())
         });

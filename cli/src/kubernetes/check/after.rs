@@ -16,8 +16,6 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ROOT_LEFT_SECONDS_MIN: u64 = 30 * 24 * 3_600;
 /// A leader renews every few seconds.
 const LEASE_SECONDS_MAX: u64 = 60;
-/// Certificates are renewed at half of their lifetime; with less than this share of the default day something is stuck.
-pub(super) const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
 /// The authority signs nothing beyond its own end: an intermediate whose owner renews it is followed within seconds.
 const AUTHORITY_LEFT_SECONDS_MIN: u64 = 24 * 3_600;
 /// More lines of one sort are counted, not listed.
@@ -34,6 +32,7 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     }
     findings.extend(coverage(facts));
     findings.extend(definitions(facts));
+    findings.extend(roles(facts, &upgrade));
     findings.push(leader(facts));
     findings.extend(roots(facts));
     findings.extend(controls(answered(facts.control.as_ref()), facts.now_unix_s));
@@ -112,6 +111,21 @@ fn definitions(facts: &InstalledFacts) -> Vec<Finding> {
         None => Finding::error("kinds", format!("{name} is not there"), remedy),
     };
     facts.definitions.iter().map(finding).collect()
+}
+
+/// An earlier version may need less.
+fn roles(facts: &InstalledFacts, upgrade: &str) -> Vec<Finding> {
+    let lacking = |(shown, how): &(String, Option<String>)| Some(format!("{shown} {}", how.as_ref()?));
+    let faults: Vec<String> = facts.roles.iter().filter_map(lacking).collect();
+    let is_of_this = facts.control.as_ref().is_some_and(|control| control.version == VERSION);
+    let remedy = format!("{upgrade} sets it back");
+    match (faults.is_empty(), is_of_this) {
+        (true, _) => {
+            vec![Finding::ok("roles", format!("{} are as this version needs them", facts.roles.len()))]
+        }
+        (false, true) => faults.iter().map(|fault| Finding::error("roles", fault, &remedy)).collect(),
+        (false, false) => faults.iter().map(|fault| Finding::warning("roles", fault, &remedy)).collect(),
+    }
 }
 
 fn leader(facts: &InstalledFacts) -> Finding {

@@ -52,6 +52,7 @@ fn good() -> InstalledFacts {
         node: workload("node1", node_status()),
         nodes_without: Vec::new(),
         definitions: vec![("trafficpolicies.weft.dev".into(), Some(true))],
+        roles: vec![("ClusterRole weft-control".into(), None), ("Role weft-node".into(), None)],
         leader: Some(("weft-control-1".into(), 2)),
         trust_bundle: Some(root(3_650)),
     }
@@ -119,7 +120,12 @@ fn what_helm_installed_is_upgraded_by_helm() {
     let upgrades = format!("{command} upgrades");
     assert_eq!(
         remedies(&facts),
-        [upgrades.clone(), format!("{upgrades}; or use the command of that version"), crds.into(), crds.into()]
+        [
+            upgrades.clone(),
+            format!("{upgrades}; or use the command of that version"),
+            crds.into(),
+            crds.into()
+        ]
     );
     facts.node = None;
     assert!(remedies(&facts).contains(&command.to_owned()));
@@ -128,7 +134,7 @@ fn what_helm_installed_is_upgraded_by_helm() {
 #[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
-    let cases: [(Spoil, Level, &str); 30] = [
+    let cases: [(Spoil, Level, &str); 32] = [
         (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
         (
             |f| {
@@ -153,6 +159,19 @@ fn each_fault_is_named_with_what_to_do() {
         (|f| f.nodes_without.push("node9".into()), Level::Warning, "no weft-node on node9"),
         (|f| f.definitions[0].1 = Some(false), Level::Warning, "is of another version"),
         (|f| f.definitions[0].1 = None, Level::Error, "trafficpolicies.weft.dev is not there"),
+        (
+            |f| f.roles[0].1 = Some("lacks: list pods".into()),
+            Level::Error,
+            "roles: ClusterRole weft-control lacks: list pods; weft install sets it back",
+        ),
+        (
+            |f| {
+                f.roles[0].1 = Some("lacks: list pods".into());
+                f.control.as_mut().unwrap().version = "0.0.1".into();
+            },
+            Level::Warning,
+            "roles: ClusterRole weft-control lacks: list pods",
+        ),
         (|f| f.leader = None, Level::Warning, "no replica has the Lease"),
         (|f| f.leader = Some(("a".into(), 100)), Level::Warning, "has not renewed its Lease for 100 s"),
         (|f| f.trust_bundle = None, Level::Error, "has no root.pem"),
@@ -246,7 +265,10 @@ fn each_fault_is_named_with_what_to_do() {
             "weft-node's own certificate ends in 299 s: no such node",
         ),
         (
-            |f| status_of(&mut f.node)["kernel"]["events"] = json!({"socket_inserted": 9, "socket_refused_busy": 3}),
+            |f| {
+                status_of(&mut f.node)["kernel"]["events"] =
+                    json!({"socket_inserted": 9, "socket_refused_busy": 3});
+            },
             Level::Warning,
             "another user of sockmaps held 3 sockets of its pods so far (socket_refused_busy); these work",
         ),

@@ -63,7 +63,9 @@ pub(super) fn judge(facts: &ClusterFacts) -> Vec<Finding> {
 pub(super) fn of_helm(release: &Release) -> Finding {
     Finding::error(
         "Helm",
-        format!("Weft was installed here as {release}, whose values `weft install` would set back to the defaults"),
+        format!(
+            "Weft was installed here as {release}, whose values `weft install` would set back to the defaults"
+        ),
         format!("let Helm upgrade it, which keeps them: {}", release.upgrade()),
     )
 }
@@ -92,7 +94,8 @@ fn permissions(facts: &ClusterFacts) -> Vec<Finding> {
         findings.push(Finding::error(WHAT, format!("you may not {}", in_words(&missing)), remedy));
     }
     if !grants.is_empty() {
-        let remedy = "the API server lets you install Weft's roles only if you have every right in them yourself";
+        let remedy =
+            "the API server lets you install Weft's roles only if you have every right in them yourself";
         findings.push(Finding::warning(WHAT, format!("you may not {}", in_words(&grants)), remedy));
     }
     if !facts.unreadable.is_empty() {

@@ -17,11 +17,7 @@ fn good() -> ClusterFacts {
     ClusterFacts {
         server: "https://api/".into(),
         server_version: (1, 36),
-        permissions: needed()
-            .unwrap()
-            .into_iter()
-            .map(|right| Permission { right, allowed: true })
-            .collect(),
+        permissions: needed().unwrap().into_iter().map(|right| Permission { right, allowed: true }).collect(),
         definitions: GATEWAY_KINDS
             .map(|(name, _, version)| (name.to_owned(), vec![version.to_owned()]))
             .into(),
@@ -85,11 +81,7 @@ fn each_fault_is_named_with_what_to_do() {
             Level::Warning,
             "ambient mode is installed (i/ztunnel)",
         ),
-        (
-            |f| f.namespaces_in_two_meshes.push("shop".into()),
-            Level::Error,
-            "namespace shop is in Weft and",
-        ),
+        (|f| f.namespaces_in_two_meshes.push("shop".into()), Level::Error, "namespace shop is in Weft and"),
         (
             |f| drop(f.cilium.insert("sockops-enable".into(), "true".into())),
             Level::Warning,

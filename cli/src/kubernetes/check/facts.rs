@@ -22,6 +22,7 @@ use super::super::sources;
 use super::super::words::{Words as _, is_missing};
 use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL, exec};
 use super::permissions::{self, Permission};
+use super::roles::{self, Lacking};
 use crate::replicas;
 
 /// Definitions of the Gateway API's kinds that weft-control reads: name, kind, the version that it reads.
@@ -182,6 +183,8 @@ pub(super) struct InstalledFacts {
     pub(super) nodes_without: Vec<String>,
     /// The definitions of this version: whether the cluster's are the same; None: not there.
     pub(super) definitions: Vec<(String, Option<bool>)>,
+    /// The roles and bindings of this version.
+    pub(super) roles: Vec<Lacking>,
     /// Who writes status, and how long ago that was renewed.
     pub(super) leader: Option<(String, u64)>,
     /// PEM.
@@ -224,6 +227,7 @@ pub(super) async fn installed(cluster: &Cluster) -> Result<Option<InstalledFacts
         node: node.transpose()?,
         nodes_without: nodes_without(cluster).await?,
         definitions: definitions(client).await?,
+        roles: roles::lacking(client).await?,
         leader,
         trust_bundle: bundle.and_then(|map| map.data).and_then(|mut data| data.remove("root.pem")),
     }))

@@ -6,6 +6,7 @@ mod facts;
 mod finding;
 mod node;
 mod permissions;
+mod roles;
 
 use anyhow::Result;
 use clap::Args;
@@ -20,7 +21,7 @@ use crate::Format;
 #[command(after_help = "\
 Where Weft is not installed it looks at what an installation needs: the API server, your permissions, the Gateway API, other \
 meshes, the nodes' kernels. Where it is, also at Weft itself: versions, coverage of nodes, refused configuration, certificates, \
-what the nodes' kernels offer, the order of CNI plugins.
+its roles, what the nodes' kernels offer, the order of CNI plugins.
 
 Each line is `ok`, `warning` or `error`, what was looked at, and what to do. The exit code is 1 if there is an error.")]
 pub(crate) struct Arguments {

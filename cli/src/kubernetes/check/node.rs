@@ -2,20 +2,25 @@
 
 use serde_json::Value;
 
+use super::after::{list, some, text};
 use super::finding::{Finding, Level};
-use super::after::{CERTIFICATE_LEFT_SECONDS_MIN, list, some, text};
 
+/// Certificates are renewed at half of their lifetime; with less than this share of the default day something is stuck.
+const CERTIFICATE_LEFT_SECONDS_MIN: u64 = 300;
 /// The plugin's type in a network configuration.
 const PLUGIN: &str = "weft-cni";
 
 pub(super) fn judge(name: &str, status: &Value, now_unix_s: u64) -> Vec<Finding> {
     let what = format!("node {name}");
-    let mut findings: Vec<Finding> =
-        errors(status, now_unix_s).into_iter().map(|(detail, remedy)| Finding::error(&what, detail, remedy)).collect();
+    let mut findings: Vec<Finding> = errors(status, now_unix_s)
+        .into_iter()
+        .map(|(detail, remedy)| Finding::error(&what, detail, remedy))
+        .collect();
     let order = order(&what, &status["cni"]);
     let healthy = findings.is_empty() && order.as_ref().is_none_or(|finding| finding.level != Level::Error);
     findings.extend(order);
-    findings.extend(warnings(status).into_iter().map(|(detail, remedy)| Finding::warning(&what, detail, remedy)));
+    findings
+        .extend(warnings(status).into_iter().map(|(detail, remedy)| Finding::warning(&what, detail, remedy)));
     if healthy {
         let kernel = text(&status["kernel_release"]);
         let enrolled = list(&status["pods"]).filter(|pod| pod["state"] == "enrolled").count();
@@ -101,7 +106,8 @@ fn warnings(status: &Value) -> Vec<(String, &'static str)> {
     }
     let busy = status["kernel"]["events"]["socket_refused_busy"].as_u64().unwrap_or(0);
     if busy > 0 {
-        let detail = format!("another user of sockmaps held {busy} sockets of its pods so far (socket_refused_busy)");
+        let detail =
+            format!("another user of sockmaps held {busy} sockets of its pods so far (socket_refused_busy)");
         let remedy = "these work, their bytes pass the TCP/IP stack; `bpftool map` on the node shows whose sockmaps and sockhashes there are";
         warnings.push((detail, remedy));
     }

@@ -85,7 +85,9 @@ pub(super) fn needed() -> Result<Vec<Right>> {
         for object in objects {
             let resource = manifest::resource(object)?;
             let namespaced = object.metadata.namespace.is_some();
-            verbs.iter().for_each(|verb| add(Right::new(*verb, &resource.group, &resource.plural, namespaced)));
+            verbs
+                .iter()
+                .for_each(|&verb| add(Right::new(verb, &resource.group, &resource.plural, namespaced)));
         }
         Ok(())
     };

@@ -60,9 +60,9 @@ fn answer(method: &str, path: &str, gone: bool) -> Option<Value> {
     match (method, place(path)?) {
         ("PATCH" | "DELETE", _) => Some(json!({"metadata": {}})),
         ("GET", Place { name: Some(_), .. }) if gone => None,
-        ("GET", Place { resource: "daemonsets", name: None, .. }) => {
-            Some(json!({"metadata": {}, "items": [{"metadata": {"namespace": "kube-system", "name": "calico-node"}}]}))
-        }
+        ("GET", Place { resource: "daemonsets", name: None, .. }) => Some(
+            json!({"metadata": {}, "items": [{"metadata": {"namespace": "kube-system", "name": "calico-node"}}]}),
+        ),
         ("GET", Place { resource: "deployments" | "daemonsets", name: Some(_), .. }) => Some(workload),
         ("GET", Place { resource: "customresourcedefinitions", name: Some(_), .. }) => Some(definition),
         _ => fake::bare(method, path),
@@ -84,7 +84,8 @@ fn taken(request: &str) -> Vec<(&'static str, String, String, Option<String>)> {
         ("DELETE", _) => &["delete"],
         other => panic!("{other:?}"),
     };
-    let of = |verb: &&'static str| (*verb, group.to_owned(), resource.to_owned(), namespace.map(str::to_owned));
+    let of =
+        |verb: &&'static str| (*verb, group.to_owned(), resource.to_owned(), namespace.map(str::to_owned));
     verbs.iter().map(of).collect()
 }
 
