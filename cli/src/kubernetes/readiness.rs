@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod};
 use kube::Api;
 use kube::api::ListParams;
 
@@ -15,6 +15,8 @@ use super::{CONTROL, Cluster, NAME_LABEL, NAMESPACE, NODE};
 
 /// How often the API server is asked.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Of a log that does not end with its program's own word, as after a panic, so many lines are shown.
+const LAST_LINES: usize = 4;
 
 /// One of Weft's two workloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,23 +98,48 @@ pub(super) fn why_not_ready(pod: &Pod, events: &[Event]) -> String {
     }
 }
 
-/// A container that waits or has ended, in the runtime's words.
+/// A container that waits, has ended, or was started again and is not ready, in the runtime's words and its own.
 fn stopped(container: &ContainerStatus) -> Option<String> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let state = container.state.as_ref()?;
+    if let Some(ended) = &state.terminated {
+        return Some(format!("ended {}", how(&container.name, ended)));
+    }
+    let before = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+    let before = before.map(|ended| format!("ended before {}", how(&container.name, ended)));
+    let Some(waiting) = &state.waiting else {
+        return before.filter(|_| !container.ready).map(|before| format!("started again ({before})"));
+    };
     let reason = waiting.reason.as_deref().unwrap_or("waiting");
-    let mut told = match waiting.message.as_deref() {
+    let told = match waiting.message.as_deref() {
         Some(message) => format!("{reason}: {message}"),
         None => reason.to_owned(),
     };
-    let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
-    if let Some(ended) = ended {
-        told.push_str(&format!(" (ended before with code {}", ended.exit_code));
-        if let Some(message) = ended.message.as_deref() {
-            told.push_str(&format!(": {}", message.trim()));
-        }
-        told.push(')');
+    Some(match before {
+        Some(before) => format!("{told} ({before})"),
+        None => told,
+    })
+}
+
+/// Its exit code, the runtime's word for it if that says more, and the container's last words.
+fn how(container: &str, ended: &ContainerStateTerminated) -> String {
+    let mut told = format!("with code {}", ended.exit_code);
+    if let Some(reason) = ended.reason.as_deref().filter(|reason| *reason != "Error") {
+        told.push_str(&format!(", {reason}"));
     }
-    Some(told)
+    if let Some(words) = ended.message.as_deref().and_then(|message| last_words(container, message)) {
+        told.push_str(&format!(": {words}"));
+    }
+    told
+}
+
+/// The message of a container that failed is the end of its log (`terminationMessagePolicy`). The reason is what the program said last
+/// in its own name, the container's.
+fn last_words(container: &str, message: &str) -> Option<String> {
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let own = format!("{container}: ");
+    let last = lines.len().saturating_sub(LAST_LINES);
+    let from = lines.iter().rposition(|line| line.starts_with(&own)).unwrap_or(last);
+    Some(lines[from..].join(" ")).filter(|words| !words.is_empty())
 }
 
 /// Weft's pods of one workload.
@@ -193,11 +220,11 @@ pub(super) async fn follow(cluster: &Cluster, of: Workload, wait_max: Duration) 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn of<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
         serde_json::from_value(value).unwrap()
     }
 
@@ -239,6 +266,17 @@ mod tests {
         let crashing = json!({"status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
             "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
             "lastState": {"terminated": {"exitCode": 2, "message": "the settings cannot be used\n"}}}]}});
+        let log = "{\"level\":\"INFO\"}\nweft-node: an older one\n{\"level\":\"ERROR\"}\nweft-node: no cgroup v2:\n  mount it\n";
+        let container = |state: Value, last: Value| {
+            json!({"status": {"containerStatuses": [{"name": "weft-node", "image": "", "imageID": "", "ready": false,
+                "restartCount": 3, "state": state, "lastState": last}]}})
+        };
+        let ended = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": log}});
+        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+        let panicked =
+            json!({"terminated": {"exitCode": 101, "message": "1\n2\n3\n\npanicked at x:\nno room\n"}});
+        let back_off = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+        let runs = json!({"running": {"startedAt": "2026-11-23T00:00:00Z"}});
         let running = json!({"status": {}});
         let probe: Event = of(json!({"metadata": {}, "involvedObject": {}, "type": "Warning",
             "message": "Readiness probe failed: no configuration yet"}));
@@ -247,6 +285,24 @@ mod tests {
             (scheduling, vec![], "is not scheduled: 0/2 nodes are available"),
             (pulling, vec![], "ErrImagePull: no such image"),
             (crashing, vec![], "CrashLoopBackOff (ended before with code 2: the settings cannot be used)"),
+            (
+                container(back_off, ended.clone()),
+                vec![],
+                "CrashLoopBackOff: back-off 10s (ended before with code 1: weft-node: no cgroup v2: mount it)",
+            ),
+            (
+                container(ended.clone(), json!({})),
+                vec![],
+                "ended with code 1: weft-node: no cgroup v2: mount it",
+            ),
+            (
+                container(runs.clone(), ended),
+                vec![],
+                "started again (ended before with code 1: weft-node: no cgroup v2: mount it)",
+            ),
+            (container(killed, json!({})), vec![], "ended with code 137, OOMKilled"),
+            (container(panicked, json!({})), vec![], "ended with code 101: 2 3 panicked at x: no room"),
+            (container(runs, json!({})), vec![], "started, not ready yet"),
             (running.clone(), vec![probe], "Readiness probe failed: no configuration yet"),
             (running, vec![], "started, not ready yet"),
         ] {
