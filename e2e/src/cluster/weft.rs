@@ -18,6 +18,17 @@ pub const WORKLOADS: [&str; 2] = ["deploy/weft-control", "ds/weft-node"];
 /// What images of this build are tagged with by default, as the chart is.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
 
+/// What `helm template` makes of the chart; an error is its refusal. Needs no cluster.
+pub fn rendered(arguments: &[&str]) -> Result<String> {
+    let mut helm = Command::new(tools::others().join("bin/helm"));
+    helm.args(["template", "weft", "deploy/helm/weft"]).args(arguments);
+    let output = helm.current_dir(repository()).stdin(Stdio::null()).output().context("helm")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 impl Cluster {
     /// Packs Weft and the echo application from a directory of binaries, and imports the images on every node.
     pub fn load_weft_images(&self, binaries: &Path, tag: &str) -> Result<()> {

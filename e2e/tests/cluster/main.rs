@@ -5,6 +5,7 @@
 
 mod addresses;
 mod burst;
+mod chart;
 mod closed;
 mod commands;
 mod deletion;
