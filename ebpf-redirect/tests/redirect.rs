@@ -322,7 +322,7 @@ fn read_by_edges(mut from: TcpStream, bytes: usize, reader: Reader) -> bool {
     epoll::add(&edges, &from, epoll::EventData::new_u64(0), flags).unwrap();
     let (mut pattern, mut received) = (Pattern::new(), 0);
     let (mut buffer, mut expected) = (vec![0; 48 << 10], vec![0; 48 << 10]);
-    let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
+    let patience = Timespec::try_from(READ_TIMEOUT).unwrap();
     while received < bytes {
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];

@@ -45,27 +45,23 @@ pub(crate) fn cgroup_root() -> PathBuf {
     places.into_iter().find(|place| place.join("cgroup.controllers").exists()).expect("cgroup v2 is mounted")
 }
 
-/// Held while a child is made. It has copies of all descriptors until it becomes `ip`, those of other tests' sockets too.
-static SPAWNING: Mutex<()> = Mutex::new(());
+/// Held while there is a child. It begins with copies of all descriptors, those of other tests' sockets too, and lets go of
+/// them a moment after it has become `ip`: whoever made it may go on before that. At its end it certainly has.
+static CHILD: Mutex<()> = Mutex::new(());
 
-/// Like `drop`, for what is to be closed when this returns, and not when a child that another test is making lets go.
+/// Like `drop`, for what is to be closed when this returns, and not when a child of another test lets go.
 pub(crate) fn close<T>(what: T) {
     drop(what);
-    drop(SPAWNING.lock());
+    drop(CHILD.lock());
 }
 
 fn ip(arguments: &str) {
     let mut command = Command::new("ip");
-    command
-        .args(arguments.split_whitespace())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let child = {
-        let _alone = SPAWNING.lock();
-        command.spawn()
+    command.args(arguments.split_whitespace()).stdin(Stdio::null());
+    let output = {
+        let _only = CHILD.lock();
+        command.output().unwrap()
     };
-    let output = child.unwrap().wait_with_output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
