@@ -109,6 +109,11 @@ async fn a_dead_socket_is_replaced_a_live_one_is_not_and_other_addresses_are_ref
     let path = directory.path().join("admin.sock");
     // Dropped: the file stays, nobody listens.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    // A child that another test is making has a copy of it until it becomes another program.
+    let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    while !UnixStream::connect(&path).await.is_err_and(|error| refused(&error)) {
+        tokio::task::yield_now().await;
+    }
     let live = open(&Address::Unix(path.clone()), Duration::ZERO).await.unwrap();
     assert!(matches!(open(&Address::Unix(path), Duration::ZERO).await, Err(AdminError::Listen { .. })));
     drop(live);
@@ -124,10 +129,9 @@ async fn a_dead_socket_is_replaced_a_live_one_is_not_and_other_addresses_are_ref
 async fn a_predecessor_has_time_to_end_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let unix = Address::Unix(directory.path().join("admin.sock"));
-    let tcp = {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        Address::Tcp(free.local_addr().unwrap())
-    };
+    // Nobody else's: not of the address where tests listen, nor of the ports that connections get.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let tcp = Address::Tcp(SocketAddr::from(([127, 77, high, low], 15_021)));
     for address in [unix, tcp] {
         let predecessor = open(&address, Duration::ZERO).await.unwrap();
         let refused = open(&address, OPEN_PAUSE).await.unwrap_err();

@@ -184,14 +184,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_gets_a_sign_of_life_at_once_and_is_dropped_when_its_pod_gave_up_before() {
+        use std::io::Write as _;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cni.sock");
         let listener = open_unix(&path, BACKLOG).unwrap();
         let bytes = |command| serde_json::to_vec(&Request::new(command)).unwrap();
         // While the agent hung: a pod that began, and one that ended.
         for command in [add("given up"), Command::Del { container_id: "ended".into() }] {
-            let mut stream = UnixStream::connect(&path).await.unwrap();
-            stream.write_all(&bytes(command)).await.unwrap();
+            let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+            stream.write_all(&bytes(command)).unwrap();
+            // Not by a drop: a child that another test is making may have a copy of the descriptor.
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
         let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(serve(listener, Arc::new(Waits(sender)), CancellationToken::new()));

@@ -90,6 +90,8 @@ async fn a_reset_that_a_write_noticed_first_is_not_passed_on_as_an_orderly_end()
     server_end.readable().await.unwrap();
     socket::reset_on_close(&client);
     drop(client);
+    // That it has come; nobody is told by this.
+    client_end.ready(tokio::io::Interest::ERROR).await.unwrap();
     let resets = Resets::default();
     {
         let (client_reader, client_writer) = client_end.split();

@@ -104,7 +104,11 @@ async fn the_source_address_is_the_one_asked_for() {
 #[tokio::test]
 async fn nobody_listening_is_refused() {
     let netns = own();
-    let to = listen(&netns, "127.0.0.1:0".parse().unwrap()).unwrap().local_addr().unwrap();
+    // A port that is taken, so that nobody else gets it, and not listened at.
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let taken = tcp_in(netns.fd.as_fd(), any).unwrap();
+    taken.bind(&any.into()).unwrap();
+    let to = taken.local_addr().unwrap().as_socket().unwrap();
     let error = connect_from(&netns, None, to, Use::Plain, Duration::from_secs(5)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }

@@ -12,8 +12,8 @@ use crate::inbound::{Incoming as Connection, Peer};
 use crate::l7::inbound::{Host, serve_on as serve_in};
 use crate::snapshot::{Change, SnapshotHandle};
 
-/// Short, so that a test need not wait; nothing but the slow head takes as long.
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
+/// Short, so that a test need not wait; nothing but the slow head takes as long, also on a busy machine.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Server {
     pub(super) client: DuplexStream,
