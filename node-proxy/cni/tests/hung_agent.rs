@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use weft_cni::notice::Notice;
 
-/// What the plugin is promised to need at most, and time to start a process on a busy machine.
-const END_MAX: Duration = Duration::from_secs(2 + 3);
-const BEGIN_MAX: Duration = Duration::from_secs(8 + 3);
+/// What the plugin is promised to need at most, and time to start a process and to see its end on a busy machine.
+const END_MAX: Duration = Duration::from_secs(2 + 10);
+const BEGIN_MAX: Duration = Duration::from_secs(8 + 10);
 
 fn call(command: &str, socket: &Path) -> Output {
     let conf = format!(
@@ -46,7 +46,7 @@ fn a_pod_ends_all_the_same() {
         let begun = Instant::now();
         let done = call(command, &path);
         let told = String::from_utf8(done.stderr).unwrap();
-        assert!(done.status.success() && told.contains("does not answer"), "{command}: {told}");
+        assert!(done.status.success() && told.contains("does not answer (waited 2 s)"), "{command}: {told}");
         assert!(begun.elapsed() < END_MAX, "{command} took {:?}", begun.elapsed());
     }
 }
@@ -72,7 +72,7 @@ fn a_pod_that_begins_is_told_soon_that_the_agent_hangs() {
     let done = call("ADD", &path);
     let answer = String::from_utf8(done.stdout).unwrap();
     assert!(!done.status.success() && answer.contains(r#""code":11"#), "{answer}");
-    assert!(answer.contains("accepts connections but does not answer"), "{answer}");
+    assert!(answer.contains("accepts connections but does not answer (waited 5 s)"), "{answer}");
     assert!(answer.contains("kubectl -n weft-system logs"), "{answer}");
     assert!(begun.elapsed() < BEGIN_MAX, "{:?}", begun.elapsed());
 }
