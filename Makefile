@@ -6,6 +6,9 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
+# Networks have bad moments; cargo's own three tries are over within seconds.
+export CARGO_NET_RETRY ?= 10
+
 # Prerequisites are steps, and one cargo at a time is enough for a machine.
 .NOTPARALLEL:
 .PHONY: help setup setup-demo setup-tests setup-cluster setup-kernels build demo test test-unit test-e2e test-cluster test-kernels cluster-up cluster-down bench bench-scale lint clean

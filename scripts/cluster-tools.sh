@@ -33,6 +33,7 @@ cluster_tools() {
   if [ ! -x "$tools/helm-$HELM_VERSION" ]; then
     quietly "helm $HELM_VERSION (10 minutes)" build_helm "$tools"
   fi
+  ln -sf "../helm-$HELM_VERSION" "$tools/bin/helm"
   # Built objects are of no use any more.
   if [ -d "$CACHE/go-build" ]; then GOCACHE=$CACHE/go-build go clean -cache && rm -rf "$CACHE/go-build"; fi
 }
@@ -52,6 +53,7 @@ build_kubernetes() {
     commands+=("k8s.io/kubernetes/cmd/$command")
   done
   mkdir -p "$home/bin.partial"
+  (cd e2e/cluster/kubernetes && patiently static_go mod download) || return 1
   (cd e2e/cluster/kubernetes && static_go build -trimpath -ldflags "$flags" -o "$home/bin.partial/" "${commands[@]}") || return 1
   mv -T "$home/bin.partial" "$home/bin"
 }
@@ -60,7 +62,7 @@ build_kubernetes() {
 go_command() {
   local bin=$CACHE/go-bin
   rm -rf "$bin"
-  GOBIN=$bin static_go install -trimpath -ldflags "-s -w" "$1" || return 1
+  GOBIN=$bin patiently static_go install -trimpath -ldflags "-s -w" "$1" || return 1
   mv "$bin"/* "$2" && rmdir "$bin"
 }
 
@@ -71,12 +73,12 @@ build_coredns() {
 }
 
 build_helm() {
-  go_command "helm.sh/helm/v4/cmd/helm@v$HELM_VERSION" "$1/helm-$HELM_VERSION" || return 1
-  ln -sf "../helm-$HELM_VERSION" "$1/bin/helm"
+  go_command "helm.sh/helm/v4/cmd/helm@v$HELM_VERSION" "$1/helm-$HELM_VERSION"
 }
 
 gateway_api() {
   local folder=$1 module
+  patiently static_go mod download "sigs.k8s.io/gateway-api@v$GATEWAY_API_VERSION" || return 1
   module=$(static_go mod download -json "sigs.k8s.io/gateway-api@v$GATEWAY_API_VERSION" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
   [ -n "$module" ] || return 1
   rm -rf "$folder.partial"

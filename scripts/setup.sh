@@ -31,6 +31,17 @@ say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# patiently COMMAND...: for what fetches from the network: again after a pause, for networks have bad moments.
+patiently() {
+  local pause
+  for pause in 5 20; do
+    if "$@"; then return; fi
+    echo "failed: $1; again in $pause s"
+    sleep "$pause"
+  done
+  "$@"
+}
+
 # quietly WHAT COMMAND...: shows what is being done and for how long; the output only if it fails.
 quietly() {
   local what=$1 log start=$SECONDS
@@ -102,18 +113,26 @@ install_packages() {
   done < <(packages)
   if [ ${#missing[@]} = 0 ]; then return; fi
   have apt-get || fail "please install: ${missing[*]} (only Debian-like systems are set up by this script)"
-  # The servers are for pods of the lab; none is to start on the machine itself.
-  local policy=/usr/sbin/policy-rc.d made=no
-  if [ ! -e $policy ]; then
-    printf '#!/bin/sh\nexit 101\n' >$policy
+  # The servers are for pods of the lab; none is to start on the machine itself. One that a killed run of this left is ours, too.
+  local policy=/usr/sbin/policy-rc.d mark='# of the set-up of Weft'
+  if [ ! -e $policy ] || grep -qxF "$mark" $policy; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >$policy
     chmod +x $policy
-    made=yes
   fi
   export DEBIAN_FRONTEND=noninteractive
   local result=0
-  quietly "packages: ${missing[*]}" sh -c "apt-get update -q; apt-get install -y -q --no-install-recommends ${missing[*]}" </dev/null || result=1
-  if [ $made = yes ]; then rm -f $policy; fi
+  quietly "packages: ${missing[*]}" patiently apt_install "${missing[@]}" </dev/null || result=1
+  if grep -qxsF "$mark" $policy; then rm -f $policy; fi
+  trap - EXIT
   return $result
+}
+
+apt_install() {
+  # An installation that was interrupted stops all others until it is finished; one that still goes on is waited for.
+  dpkg --configure -a
+  apt-get update -q
+  apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
 }
 
 mount_filesystems() {
@@ -156,15 +175,16 @@ Dir::State::lists "$work/lists";
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
 CONF
-  APT_CONFIG=$work/apt.conf apt-get update
+  APT_CONFIG=$work/apt.conf patiently apt-get update
 }
 
 # debian_unpack FOLDER ROOT PACKAGE...: unpacks packages of a suite that was read below ROOT.
 debian_unpack() {
   local work=$1 root=$2 package
   shift 2
-  (cd "$work/packages" && APT_CONFIG=$work/apt.conf apt-get download "$@") || return 1
+  (cd "$work/packages" && APT_CONFIG=$work/apt.conf patiently apt-get download "$@") || return 1
   mkdir -p "$root"
   for package in "$work"/packages/*.deb; do dpkg-deb -x "$package" "$root" || return 1; done
 }
@@ -178,8 +198,12 @@ rust_source_from_debian() {
   local core
   core=$(find "$work/unpacked" -path '*/library/core/src/lib.rs' | head -n 1)
   [ -n "$core" ] || { echo "the package holds no library/core"; return 1; }
-  mkdir -p "$library"
-  cp -a "${core%/core/src/lib.rs}/." "$library/"
+  # Whole or not at all: what is there is not looked into again.
+  rm -rf "$library.partial"
+  mkdir -p "${library%/*}" || return 1
+  cp -a "${core%/core/src/lib.rs}" "$library.partial" || return 1
+  rm -rf "$library"
+  mv -T "$library.partial" "$library" || return 1
   rm -rf "$work"
 }
 
@@ -212,9 +236,9 @@ build_collector() {
 
 compile_collector() {
   local directory=$1
-  GOBIN=$directory GOFLAGS=-modcacherw go install "go.opentelemetry.io/collector/cmd/builder@v$COLLECTOR_VERSION" || return 1
+  GOBIN=$directory GOFLAGS=-modcacherw patiently go install "go.opentelemetry.io/collector/cmd/builder@v$COLLECTOR_VERSION" || return 1
   sed "/^dist:/a\\  output_path: $directory/build" e2e/collector/builder.yaml >"$directory/builder.yaml"
-  (cd "$directory" && CGO_ENABLED=0 ./builder --config builder.yaml) || return 1
+  (cd "$directory" && CGO_ENABLED=0 patiently ./builder --config builder.yaml) || return 1
   mv "$directory/build/otelcol" "$directory/otelcol" || return 1
   rm -rf "$directory/build" "$directory/builder"
   cp e2e/collector/builder.yaml "$directory/builder.yaml.built"
