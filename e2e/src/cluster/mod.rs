@@ -33,6 +33,9 @@ pub const NODES: u16 = 2;
 /// A group whose last process was just reaped can be busy for a moment.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// Its pods are the first of a node, and the images are there: on a machine with other work.
+const DNS_WAIT_MAX: Duration = Duration::from_secs(120);
+
 /// A cluster that is up, or should be.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -70,7 +73,7 @@ impl Cluster {
         for node in cluster.nodes() {
             cluster.wait_node(&node)?;
         }
-        cluster.wait_rollout("kube-system", "deploy/coredns", Duration::from_secs(60))?;
+        cluster.wait_rollout("kube-system", "deploy/coredns", DNS_WAIT_MAX)?;
         Ok(cluster)
     }
 

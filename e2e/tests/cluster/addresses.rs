@@ -77,7 +77,8 @@ fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() 
     shop.kubectl(&["delete", "trafficpolicy", "open"])?;
     wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain("host", "http://server/"))?;
     for (client, url) in [("host", "http://172.30.0.12:30080/"), ("client1", "http://172.30.0.12:30080/")] {
-        shop.reach_in_vain(client, url)?;
+        // One server may hear of it after the other.
+        wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain(client, url))?;
     }
     shop.reach("client1", "http://server/").map(drop)
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use weft_e2e::cluster::Cluster;
 use weft_e2e::lab::wait;
 
-use crate::fixture::{START_WAIT_MAX, Shop, alone, states};
+use crate::fixture::{Shop, alone, states, wait_others_gone};
 
 const SERVICES: usize = 50;
 const PODS_PER_SERVICE: usize = 4;
@@ -35,19 +35,10 @@ fn held(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(held)
 }
 
-/// What the namespaces of earlier tests still hold would be missing afterwards.
-fn wait_others_gone(cluster: &Cluster) -> Result<()> {
-    let leaving = "jsonpath={.items[?(@.status.phase==\"Terminating\")].metadata.name}";
-    wait::until(START_WAIT_MAX, || {
-        let leaving = cluster.kubectl(&["get", "namespaces", "-o", leaving])?;
-        ensure!(leaving.is_empty(), "namespaces on their way out: {leaving}");
-        Ok(())
-    })
-}
-
 #[test]
 fn a_burst_of_pods_and_services_comes_and_goes_and_leaves_nothing() -> Result<()> {
     let cluster = alone()?;
+    // What they still hold would be missing afterwards.
     wait_others_gone(&cluster)?;
     let shop = Shop::enrolled(&cluster, "steady")?;
     let before = held(&cluster)?;

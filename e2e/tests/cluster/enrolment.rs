@@ -11,6 +11,8 @@ fn running_pods_join_and_leave_with_the_namespaces_label_and_are_not_restarted()
     let shop = Shop::outside(&cluster, "label")?;
     let lives = "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}{end}";
     let before = shop.kubectl(&["get", "pods", "-o", lives])?;
+    wait::until(CHANGE_WAIT_MAX, || shop.reach("client1", "http://server-0.servers:8080/").map(drop))?;
+    wait::until(CHANGE_WAIT_MAX, || shop.reach("client1", "http://server-1.servers:8080/").map(drop))?;
     ensure!(shop.captured("marker-one")?.contains("marker-one"), "outside of the mesh it is in the clear");
 
     shop.label("weft.dev/mesh=enabled")?;

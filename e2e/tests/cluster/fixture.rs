@@ -18,6 +18,9 @@ pub(crate) const START_WAIT_MAX: Duration = Duration::from_secs(90);
 /// For a label, a policy or a pod to reach a node: "within a second" is what is promised, of a machine that is not loaded.
 pub(crate) const CHANGE_WAIT_MAX: Duration = Duration::from_secs(15);
 
+/// For the controllers of Kubernetes: after an API server that was away they look again within a minute, half of which is chance.
+pub(crate) const CONTROLLERS_WAIT_MAX: Duration = Duration::from_secs(150);
+
 pub(crate) const TUNNEL_PORT: u16 = 15008;
 
 static TURN: RwLock<()> = RwLock::new(());
@@ -118,7 +121,25 @@ impl<'a> Shop<'a> {
     pub(crate) fn enrolled(cluster: &'a Cluster, namespace: &'static str) -> Result<Self> {
         let shop = Self::open(cluster, namespace, true)?;
         shop.wait_enrolled(&["client1", "client2", "server-0", "server-1"])?;
+        shop.wait_served("client1", "node1")?;
+        shop.wait_served("client2", "node2")?;
         Ok(shop)
+    }
+
+    /// Waits until a client's node knows that both servers are ready and in the mesh: it hears so after the API server does.
+    fn wait_served(&self, client: &str, node: &str) -> Result<()> {
+        let namespace = self.namespace;
+        wait::until(CHANGE_WAIT_MAX, || {
+            let told = self.cluster.node_admin(node)?.json(&format!("/pod/{namespace}/{client}"))?;
+            for service in ["server", "servers"] {
+                let is_it = |entry: &&Value| entry["name"] == format!("{namespace}/{service}");
+                let entry = told["services"].as_array().into_iter().flatten().find(is_it);
+                let endpoints = entry.and_then(|entry| entry["endpoints"].as_array()).into_iter().flatten();
+                let served = endpoints.filter(|it| it["state"] == "ready" && it["in_mesh"] == true).count();
+                ensure!(served == 2, "{node} knows {served} of the two endpoints of {service}: {entry:?}");
+            }
+            Ok(())
+        })
     }
 
     /// Without anything in it, but the ServiceAccount `client`.
@@ -245,6 +266,16 @@ impl Drop for Shop<'_> {
         // The cluster goes anyway; until then the next test should have the machine to itself.
         let _ = self.cluster.kubectl(&["delete", "namespace", self.namespace, "--wait=false"]);
     }
+}
+
+/// Waits for the end of the namespaces of earlier tests, which their tests did not wait for.
+pub(crate) fn wait_others_gone(cluster: &Cluster) -> Result<()> {
+    let leaving = "jsonpath={.items[?(@.status.phase==\"Terminating\")].metadata.name}";
+    wait::until(CONTROLLERS_WAIT_MAX, || {
+        let leaving = cluster.kubectl(&["get", "namespaces", "-o", leaving])?;
+        ensure!(leaving.is_empty(), "namespaces on their way out: {leaving}");
+        Ok(())
+    })
 }
 
 /// Name and state of every pod that a node knows.

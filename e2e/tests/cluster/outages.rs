@@ -7,7 +7,7 @@ use serde_json::Value;
 use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::wait;
 
-use crate::fixture::{CHANGE_WAIT_MAX, Running, START_WAIT_MAX, Shop, alone};
+use crate::fixture::{CHANGE_WAIT_MAX, CONTROLLERS_WAIT_MAX, Running, START_WAIT_MAX, Shop, alone};
 
 /// A length of time is what is tested here, so it is slept.
 const API_SERVER_AWAY: Duration = Duration::from_secs(60);
@@ -19,7 +19,7 @@ fn traffic_goes_on_while_the_api_server_is_away_for_a_minute() -> Result<()> {
     // A client of its own: an exec would end with the API server.
     shop.apply(
         "{apiVersion: batch/v1, kind: Job, metadata: {name: steady, namespace: @NS@}, spec: {backoffLimit: 0, template: {spec: {restartPolicy: Never, containers: [{name: load,
-          image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://server/', --rate, '20', --duration, '75', --connections, '2', --reconnect]}]}}}}",
+          image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://server/', --rate, '20', --duration, '65', --connections, '2', --reconnect]}]}}}}",
     )?;
     cluster.wait_field(&["-n", shop.namespace, "job", "steady"], "{.status.ready}", "1", START_WAIT_MAX)?;
     cluster.kill_part("kube-apiserver")?;
@@ -33,10 +33,11 @@ fn traffic_goes_on_while_the_api_server_is_away_for_a_minute() -> Result<()> {
         &["-n", shop.namespace, "job", "steady"],
         "{.status.succeeded}",
         "1",
-        START_WAIT_MAX,
+        CONTROLLERS_WAIT_MAX,
     )?;
     let told: Value = serde_json::from_str(&shop.kubectl(&["logs", "job/steady"])?)?;
-    ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(1000), "{told}");
+    // Most of them while it was away: with it, there were some hundred at most.
+    ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(300), "{told}");
     shop.kubectl(&["label", "pod", "client2", "weft.dev/mesh=disabled"])?;
     shop.wait_state(&["client2"], "not_enrolled")
 }
@@ -48,7 +49,17 @@ fn traffic_goes_on_while_weft_control_is_restarted() -> Result<()> {
     let load = Running::start(
         &shop,
         "client1",
-        &["--url", "http://server/", "--rate", "30", "--duration", "20", "--connections", "2", "--reconnect"],
+        &[
+            "--url",
+            "http://server/",
+            "--rate",
+            "30",
+            "--requests",
+            "600",
+            "--connections",
+            "2",
+            "--reconnect",
+        ],
     )?;
     cluster.kubectl(&[
         "-n",
@@ -62,7 +73,7 @@ fn traffic_goes_on_while_weft_control_is_restarted() -> Result<()> {
     ])?;
     cluster.wait_rollout(NAMESPACE, "deploy/weft-control", START_WAIT_MAX)?;
     let told = load.finish()?;
-    ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(200), "{told}");
+    ensure!(told["failed"] == 0 && told["ok"] == 600, "{told}");
     shop.kubectl(&["label", "pod", "client2", "weft.dev/mesh=disabled"])?;
     shop.wait_state(&["client2"], "not_enrolled")
 }

@@ -21,16 +21,16 @@ spec:
     restartPolicy: Always
     args: [serve, --http, '8081', --version, sidecar]
     ports: [{name: beside, containerPort: 8081}]
-    startupProbe: {httpGet: {port: beside, path: /}, periodSeconds: 1}
-    readinessProbe: {httpGet: {port: beside, path: /}, periodSeconds: 1}
-    livenessProbe: {tcpSocket: {port: beside}, periodSeconds: 1}
+    startupProbe: {httpGet: {port: beside, path: /}, periodSeconds: 1, timeoutSeconds: 5}
+    readinessProbe: {httpGet: {port: beside, path: /}, periodSeconds: 1, timeoutSeconds: 5}
+    livenessProbe: {tcpSocket: {port: beside}, periodSeconds: 1, timeoutSeconds: 5}
   - {name: late, image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://server/', --requests, '1']}
   containers:
   - name: application
     image: weft.local/weft-echo:@TAG@
     args: [serve, --http, '8080', --version, application]
     ports: [{name: main, containerPort: 8080}]
-    readinessProbe: {httpGet: {port: main, path: /}, periodSeconds: 1}
+    readinessProbe: {httpGet: {port: main, path: /}, periodSeconds: 1, timeoutSeconds: 5}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: paired, namespace: @NS@}, spec: {selector: {app: paired}, ports: [
   {name: application, port: 80, targetPort: main, appProtocol: http}, {name: sidecar, port: 81, targetPort: beside, appProtocol: http}]}}";

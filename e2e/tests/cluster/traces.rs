@@ -21,7 +21,10 @@ data:
     exporters: {debug: {verbosity: detailed}}
     service: {pipelines: {traces: {receivers: [otlp], exporters: [debug]}}, telemetry: {metrics: {level: none}}}
 ---
-{apiVersion: v1, kind: Pod, metadata: {name: collector, namespace: telemetry, labels: {app: collector}}, spec: {terminationGracePeriodSeconds: 1,
+# Of its own: the one that every namespace gets comes some time after the namespace, and no pod before it.
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: collector, namespace: telemetry}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: collector, namespace: telemetry, labels: {app: collector}}, spec: {serviceAccountName: collector, terminationGracePeriodSeconds: 1,
   containers: [{name: otelcol, image: 'weft.local/otelcol:1', args: [--config, /etc/otelcol/config.yaml], volumeMounts: [{name: config, mountPath: /etc/otelcol}]}],
   volumes: [{name: config, configMap: {name: collector}}]}}
 ---
