@@ -13,6 +13,9 @@ use super::{Lab, cgroup, netns, network, wait};
 
 const START_WAIT_MAX: Duration = Duration::from_secs(10);
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Room for some 250 packets that tcpdump has not read yet, each of up to 64 KiB: by default it has room for 31, and on a machine with
+/// other work forgets the rest.
+const BUFFER_KIB: &str = "16384";
 /// Where nobody listens: a connection attempt there marks the end of a capture.
 const MARK_PORT: u16 = 9;
 
@@ -52,7 +55,7 @@ impl Capture {
             let _ = fs::remove_file(old);
         }
         let mut command = Command::new("tcpdump");
-        command.args(["-i", link, "-U", "-s", "0", "--immediate-mode", "-Z", "root", "-w"]);
+        command.args(["-i", link, "-U", "-s", "0", "-B", BUFFER_KIB, "--immediate-mode", "-Z", "root", "-w"]);
         command.arg(&file).arg(format!("({filter}) or (tcp port {MARK_PORT})"));
         start(command, &place, &log)?;
         wait::until_true(START_WAIT_MAX, "tcpdump listens", || {
