@@ -2,12 +2,16 @@
 //! WebSocket, HTTP/2 with prior knowledge.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use weft_e2e::fixture::{MESH, Shared};
-use weft_e2e::lab::{Lab, Options};
+use weft_e2e::lab::{Lab, Options, wait};
 use weft_e2e::story::clients::{count, echo};
+
+/// Until a database that listens takes clients.
+const START_WAIT_MAX: Duration = Duration::from_secs(20);
 
 fn lab() -> Result<&'static Lab> {
     static LAB: Shared = Shared::new();
@@ -30,6 +34,8 @@ fn postgres_answers_psql(at: &str) -> Result<()> {
     let psql = |sql: &str| {
         client(&["psql", "-h", &host, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qAtX", "-c", sql])
     };
+    // It listens before it has started up.
+    wait::until(START_WAIT_MAX, || psql("select"))?;
     ensure!(psql("select 6 * 7")?.trim() == "42");
     psql("create table t as select i, repeat('x', 1000) as text from generate_series(1, 20000) i")?;
     ensure!(psql("select count(*), sum(length(text)) from t")?.trim() == "20000|20000000");

@@ -2,13 +2,14 @@
 //! The real plugin as a container runtime calls it, a real `weft-node`, real namespaces and hooks.
 
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
 use weft_e2e::fixture;
-use weft_e2e::lab::{Lab, Options, PodState};
+use weft_e2e::lab::{Lab, Options, PodState, wait};
 
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(20);
 
@@ -113,13 +114,17 @@ fn a_new_pod_is_in_the_mesh_before_its_first_process() -> Result<()> {
         answer["peer"].as_str().is_some_and(|peer| peer.starts_with(&pod.ips[0].to_string())),
         "{answer}"
     );
-    let text = std::fs::read_to_string(lab.access_log("node1"))?;
-    let logged = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let first = logged.filter(|line| line.to_string().contains("/first")).collect::<Vec<_>>();
-    ensure!(
-        first.iter().any(|line| line.to_string().contains("spiffe://cluster.local/ns/mesh/sa/default")),
-        "{text}"
-    );
+    // A record is written when its request has ended.
+    wait::until(CHANGE_WAIT_MAX, || {
+        let text = std::fs::read_to_string(lab.access_log("node1"))?;
+        let mut logged = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let named = |line: &Value| {
+            line["path"] == "/first"
+                && line["source_principal"] == "spiffe://cluster.local/ns/mesh/sa/default"
+        };
+        ensure!(logged.any(|line| named(&line)), "{text}");
+        Ok(())
+    })?;
 
     // Asked again: nothing changes. And CHECK agrees.
     for command in ["ADD", "CHECK"] {
@@ -153,6 +158,8 @@ fn a_new_pod_is_in_the_mesh_before_its_first_process() -> Result<()> {
     // Back, without word from weft-control: what its predecessor knew of namespaces counts, once that was waited for.
     lab.kill_control()?;
     lab.spawn_node("node1")?;
+    // What the plugin does while nobody listens is above: it does not wait for a slow start.
+    wait::until(CHANGE_WAIT_MAX, || Ok(UnixStream::connect(&path.0).map(drop)?))?;
     let other = PodState { namespace: "elsewhere".into(), ..pod.clone() };
     let (waits, starts) = std::thread::scope(|scope| {
         let starts = scope.spawn(|| call(&lab, "ADD", &other));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use weft_e2e::fixture::{self, MESH, Running, Shared};
-use weft_e2e::lab::{Lab, Options, netns};
+use weft_e2e::lab::{Lab, Options, netns, wait};
 use weft_e2e::story::clients::{echo, get};
 
 const CHANGE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ fn a_relabelled_namespace_leaves_and_comes_back_under_load() -> Result<()> {
     let pods = ["mesh/client", "mesh/near", "mesh/far"];
     let out = manifests().replace("weft.dev/mesh: enabled", "weft.dev/mesh: disabled");
     // A stream of before lives through all of it.
-    let live = ["tcp", "--to", "far:9000", "--mode", "live", "--bytes", "100"];
+    let live = ["tcp", "--to", "far:9000", "--mode", "live", "--bytes", "100", "--timeout", "900"];
     let mut held = Running::start(&lab, "mesh/client", &live)?;
     fixture::wait_in_flight(&lab, "node2", 1.0, 0.0)?;
     for round in 0..2 {
@@ -194,9 +194,10 @@ fn a_relabelled_namespace_leaves_and_comes_back_under_load() -> Result<()> {
     // Sockets of the proxy are gone from a pod that has left.
     lab.write_manifest("main", &out)?;
     pods.iter().try_for_each(|pod| lab.wait_mesh_state(pod, "not_enrolled", CHANGE_WAIT_MAX))?;
-    let tables = netns::inside(&lab.pod("mesh/client")?.netns, || {
-        std::fs::read_to_string("/proc/thread-self/net/tcp")
-    })??;
-    ensure!(!tables.contains(":3A99 00000000:0000 0A"), "the proxy still listens on 15001:\n{tables}");
-    Ok(())
+    let netns = &lab.pod("mesh/client")?.netns;
+    wait::until(CHANGE_WAIT_MAX, || {
+        let tables = netns::inside(netns, || std::fs::read_to_string("/proc/thread-self/net/tcp"))??;
+        ensure!(!tables.contains(":3A99 00000000:0000 0A"), "the proxy still listens on 15001:\n{tables}");
+        Ok(())
+    })
 }

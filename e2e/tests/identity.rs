@@ -252,7 +252,7 @@ fn certificates_of_a_minute_are_renewed_under_load() -> Result<()> {
         }
     }
     let told = running.told()?;
-    ensure!(told["failed"] == 0 && count(&told, "/ok") > 5_000, "{told}");
+    ensure!(told["failed"] == 0 && count(&told, "/ok") > 1_000, "{told}");
     ensure!(live.runs()?, "a live stream ended when certificates were renewed");
     // The first ones are over: a new connection shows that the renewed ones are in use.
     echo(&lab, "mesh/client", &fresh)?;

@@ -15,8 +15,8 @@ use super::process::start;
 use super::state::PodState;
 use super::{Lab, cgroup, netns, wait};
 
-/// How long a container may take to listen on the ports that it declares.
-const LISTEN_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long a container may take to listen on the ports that it declares: a database makes itself first, on a loaded machine.
+const LISTEN_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How a container stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

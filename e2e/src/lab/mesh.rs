@@ -16,7 +16,7 @@ use super::traces::Traces;
 use super::{Lab, cgroup, process};
 
 /// Enough for a first start on a loaded two-core machine: keys, probes and programs included.
-const READY_WAIT_MAX: Duration = Duration::from_secs(30);
+const READY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The node drains for as long as its settings say; the lab's is short.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(15);
 const DRAIN_SECONDS: &str = "5";

@@ -4,7 +4,6 @@
 //! between two pods of a node passes the node's rules, as it must for Services to work from outside the mesh.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
@@ -152,8 +151,24 @@ pub(crate) fn add_pod(lab: &str, pod: &PodState) -> Result<()> {
 
 /// Removes a pod's device on its node, if it is there; the pod's end and the routes to it go with it.
 fn remove_device(node: &str, host: &str) -> Result<()> {
-    let there = netns::inside(node, || Path::new("/proc/thread-self/net/dev_snmp6").join(host).exists())?;
-    if there { ip_batch(node, &[format!("link del {host}")]) } else { Ok(()) }
+    let there = || -> Result<bool> { netns::inside(node, || has_device(host))? };
+    if !there()? {
+        return Ok(());
+    }
+    match ip_batch(node, &[format!("link del {host}")]) {
+        // Gone is what was wanted: the kernel takes a namespace that was removed apart in its own time, this device with it.
+        Err(_) if !there()? => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether the calling thread's namespace has a device of this name.
+fn has_device(name: &str) -> Result<bool> {
+    let table = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(table).context(table)?;
+    Ok(text
+        .lines()
+        .any(|line| line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))))
 }
 
 /// Makes a pod's namespace drop every packet that comes in over its link, or stop doing so.
