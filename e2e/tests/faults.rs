@@ -49,7 +49,7 @@ fn wait_served(lab: &Lab, more: u64) -> Result<()> {
 #[test]
 fn a_killed_control_plane_is_not_missed_and_comes_back_in_sync() -> Result<()> {
     let lab = lab("nocontrol")?;
-    let running = load(&lab, &["--duration", "4"])?;
+    let running = load(&lab, &["--until-eof"])?;
     wait_served(&lab, 100)?;
     lab.kill_control()?;
     wait_served(&lab, 500)?;
@@ -71,7 +71,7 @@ fn a_killed_control_plane_is_not_missed_and_comes_back_in_sync() -> Result<()> {
 fn a_killed_node_proxy_fails_closed_and_the_next_one_takes_over() -> Result<()> {
     let lab = lab("nonode")?;
     for node in ["node1", "node2"] {
-        let running = load(&lab, &["--duration", "3"])?;
+        let running = load(&lab, &["--until-eof"])?;
         wait_served(&lab, 100)?;
         lab.kill_node(node)?;
         // Neither a way out of the pod in the clear nor one in.
@@ -139,7 +139,7 @@ fn what_outlives_the_drain_is_ended_at_its_deadline() -> Result<()> {
     ensure!((DRAIN..DRAIN * 2).contains(&took), "it drained for {took:?}");
     let told = stream.told()?;
     // It went on until then, and its end was no orderly one.
-    ensure!(count(&told, "/messages") > 100 && told["ended"] == "ConnectionReset", "{told}");
+    ensure!(count(&told, "/messages") > 20 && told["ended"] == "ConnectionReset", "{told}");
     Ok(())
 }
 

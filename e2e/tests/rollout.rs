@@ -9,8 +9,6 @@ use weft_e2e::lab::{Lab, Options, wait};
 use weft_e2e::story::clients::{count, echo, get};
 
 const WAIT_MAX: Duration = Duration::from_secs(20);
-/// Longer than the rollover takes: loads that end before it prove nothing, which the test checks.
-const LOAD_SECONDS: &str = "40";
 /// gRPC calls beside each step.
 const CALLS: u32 = 300;
 const OLD: [&str; 2] = ["old-near", "old-far"];
@@ -63,10 +61,20 @@ fn served(lab: &Lab, pods: &[&str]) -> Result<Vec<u64>> {
     pods.iter().map(of).collect()
 }
 
-/// Waits until no node knows of a request to one of the pods.
+/// Waits until every node knows that the pods are going, and of no request to one of them any more.
 fn wait_unused(lab: &Lab, pods: &[&str]) -> Result<()> {
+    let ips = pods.iter().map(|pod| Ok(lab.pod(&format!("mesh/{pod}"))?.ips.clone()));
+    let ips: Vec<String> =
+        ips.collect::<Result<Vec<_>>>()?.concat().iter().map(ToString::to_string).collect();
     wait::until(WAIT_MAX, || {
         for node in lab.nodes() {
+            let dump = lab.node_admin(&node).json("/config_dump")?;
+            let held = dump["resources"].as_array().into_iter().flatten();
+            let stays = held.map(|resource| &resource["content"]).find(|held| {
+                held["terminating"] == false
+                    && held["ip"].as_str().is_some_and(|ip| ips.iter().any(|own| own == ip))
+            });
+            ensure!(stays.is_none(), "{node} has not heard that this one is going: {stays:?}");
             let live = lab.node_admin(&node).json("/connections")?;
             let to = |flow: &&Value| pods.iter().any(|pod| flow["destination"] == format!("mesh/{pod}"));
             let flow = live["flows"].as_array().and_then(|flows| flows.iter().find(to));
@@ -95,17 +103,8 @@ fn no_request_fails_while_all_pods_are_replaced() -> Result<()> {
         (status, body) => anyhow::bail!("{status} {body}"),
     })?;
     let load = |more: &[&str]| {
-        let load = [
-            "load",
-            "--url",
-            "http://10.96.0.40/",
-            "--duration",
-            LOAD_SECONDS,
-            "--rate",
-            "200",
-            "--connections",
-            "4",
-        ];
+        let load =
+            ["load", "--url", "http://10.96.0.40/", "--until-eof", "--rate", "200", "--connections", "4"];
         Running::start(&lab, "mesh/client", &[&load[..], more].concat())
     };
     let mut loads = [

@@ -22,12 +22,15 @@ pub struct Settings {
     /// Where to, such as http://backend/path
     #[arg(long)]
     pub url: Uri,
-    /// Requests in all; without it, --duration decides
+    /// Requests in all; without it, --duration or --until-eof decides
     #[arg(long)]
     pub requests: Option<u64>,
     /// Seconds to go on
     #[arg(long, value_name = "SECONDS")]
     pub duration: Option<f64>,
+    /// Go on until standard input ends
+    #[arg(long)]
+    pub until_eof: bool,
     /// Connections, each with one request at a time
     #[arg(long, default_value_t = 1)]
     pub connections: u32,
@@ -93,6 +96,8 @@ struct Outcome {
     statuses: BTreeMap<u16, u64>,
     errors: BTreeMap<String, u64>,
     versions: BTreeMap<String, u64>,
+    /// When each version answered for the last time.
+    versions_last: BTreeMap<String, SystemTime>,
     pods: BTreeMap<String, u64>,
     latencies: Latencies,
     connections: u64,
@@ -116,6 +121,10 @@ impl Outcome {
         sum(&mut self.errors, other.errors);
         sum(&mut self.versions, other.versions);
         sum(&mut self.pods, other.pods);
+        for (version, at) in other.versions_last {
+            let last = self.versions_last.entry(version).or_insert(at);
+            *last = at.max(*last);
+        }
         self.latencies.0.extend(other.latencies.0);
         self.connections += other.connections;
         self.body_bytes += other.body_bytes;
@@ -125,10 +134,20 @@ impl Outcome {
 
 /// Makes the requests and tells how they went.
 pub async fn run(settings: Settings) -> Result<serde_json::Value> {
-    ensure!(settings.requests.is_some() || settings.duration.is_some(), "give --requests or --duration");
+    let ends = settings.requests.is_some() || settings.duration.is_some() || settings.until_eof;
+    ensure!(ends, "give --requests, --duration or --until-eof");
     ensure!(settings.url.authority().is_some(), "--url needs a host, such as http://backend/");
     let (settings, taken) = (Arc::new(settings), Arc::new(AtomicU64::new(0)));
     let ended = Arc::new(AtomicBool::new(false));
+    if settings.until_eof {
+        let ended = ended.clone();
+        // A thread that nobody waits for: the input may go on.
+        std::thread::spawn(move || {
+            // One that cannot be read has ended, too.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            ended.store(true, Ordering::Relaxed);
+        });
+    }
     let start = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..settings.connections.max(1) {
@@ -140,13 +159,19 @@ pub async fn run(settings: Settings) -> Result<serde_json::Value> {
     }
     let (seconds, ok) = (start.elapsed().as_secs_f64(), all.statuses.get(&200).copied().unwrap_or(0));
     let requests = all.statuses.values().sum::<u64>() + all.errors.values().sum::<u64>();
-    let until = all.until.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_millis());
+    let versions_last: BTreeMap<_, _> =
+        all.versions_last.into_iter().map(|(version, at)| (version, unix_ms(at))).collect();
     Ok(json!({
         "requests": requests, "ok": ok, "failed": requests - ok,
         "statuses": all.statuses, "errors": all.errors, "versions": all.versions, "pods": all.pods,
         "ms": all.latencies.summary(), "seconds": seconds, "per_second": requests as f64 / seconds,
-        "connections": all.connections, "body_bytes": all.body_bytes, "until_unix_ms": until,
+        "connections": all.connections, "body_bytes": all.body_bytes, "until_unix_ms": all.until.map(unix_ms),
+        "versions_last_unix_ms": versions_last,
     }))
+}
+
+pub(super) fn unix_ms(at: SystemTime) -> u128 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 /// One connection's worth of requests.
@@ -254,6 +279,9 @@ async fn ask(settings: &Settings, slot: &mut Option<Connection>, outcome: &mut O
             if let Some(name) = seen[key].as_str() {
                 *counts.entry(name.to_owned()).or_default() += 1;
             }
+        }
+        if let Some(version) = seen["version"].as_str() {
+            outcome.versions_last.insert(version.to_owned(), SystemTime::now());
         }
     }
     Ok(status)
