@@ -1,7 +1,7 @@
 //! Raw TCP clients: each run is one promise of a byte stream, checked, with the evidence as JSON.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -270,7 +270,10 @@ async fn live(settings: &Settings) -> Result<Value> {
         tokio::time::sleep(LIVE_PAUSE).await;
     };
     let kind = error.downcast_ref::<std::io::Error>().map(|e| format!("{:?}", e.kind()));
-    Ok(json!({"messages": messages, "ended": kind, "error": format!("{error:#}")}))
+    Ok(json!({
+        "messages": messages, "ended": kind, "error": format!("{error:#}"),
+        "ended_unix_ms": super::load::unix_ms(SystemTime::now()),
+    }))
 }
 
 async fn hold(settings: &Settings) -> Result<Value> {

@@ -26,6 +26,7 @@ pub mod wait;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -224,6 +225,11 @@ impl Lab {
     /// Writes (or replaces) a file of the lab's own manifests for the control plane alone; pods are left as they are.
     pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
         state::write_whole(&self.generated_directory().join(format!("{file}.yaml")), text)
+    }
+
+    /// When such a file was written.
+    pub fn manifest_written(&self, file: &str) -> Result<SystemTime> {
+        Ok(fs::metadata(self.generated_directory().join(format!("{file}.yaml")))?.modified()?)
     }
 
     /// Removes a file written by [`Lab::apply`] or [`Lab::write_manifest`].

@@ -1,9 +1,14 @@
 //! What the steps' clients do inside pods, and how their answers are read.
 
-use anyhow::{Context as _, Result};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, wait};
+
+/// An exec and a connect, on a busy machine.
+const LOAD_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Runs a `weft-echo` client inside a pod and reads what it tells.
 pub fn echo(lab: &Lab, pod: &str, arguments: &[&str]) -> Result<Value> {
@@ -28,6 +33,23 @@ pub fn get(lab: &Lab, pod: &str, url: &str, headers: &[&str]) -> Result<(u16, St
 /// A number in an answer; 0 if it is not there.
 pub fn count(told: &Value, path: &str) -> u64 {
     told.pointer(path).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// How long after that time a client saw something happen. Clients tell when they did: whoever runs them may be late.
+pub fn seen_after(time: SystemTime, unix_ms: &Value) -> Result<Duration> {
+    let seen = Duration::from_millis(unix_ms.as_u64().context("it was never seen")?);
+    Ok(seen.saturating_sub(time.duration_since(UNIX_EPOCH)?))
+}
+
+/// Waits until so many requests more have ended on the client's node, of a load that has just begun or goes on.
+pub fn wait_finished(lab: &Lab, more: f64) -> Result<()> {
+    let finished = || lab.node_admin("node1").metric("weft_requests_finished_total", &[]);
+    let before = finished()?;
+    wait::until(LOAD_WAIT_MAX, || {
+        let now = finished()?;
+        ensure!(now >= before + more, "{} requests of the load have ended", now - before);
+        Ok(())
+    })
 }
 
 /// A share in percent, for people.

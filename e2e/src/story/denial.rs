@@ -1,17 +1,19 @@
 //! Step 5: a policy that forbids, and one that cannot be read.
 
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::{Evidence, clients};
+use crate::fixture::Running;
 use crate::lab::{Lab, wait};
 
 /// How soon a change of a manifest is in force.
-const CHANGE_WAIT_MAX: Duration = Duration::from_secs(1);
-const RECORD_WAIT_MAX: Duration = Duration::from_secs(3);
+const CHANGE_MAX: Duration = Duration::from_secs(1);
+/// The same for what is looked at by programs that have to start first, and for records.
+const SEEN_WAIT_MAX: Duration = Duration::from_secs(10);
 const POLICY: &str = "shop/no-frontend";
 const FORBIDS: &str = "apiVersion: weft.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -42,34 +44,39 @@ spec:
 ";
 
 pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
-    let mut held = hold(lab)?;
+    // A raw TCP conversation with the backend that goes on until somebody ends it, and requests until one is refused.
+    let held = Running::start(lab, "shop/frontend", &["tcp", "--to", "backend:9000", "--mode", "live"])?;
+    let asking = ask_until(lab, "403")?;
     let live = held_connection(lab)?;
-    let dropped = Instant::now();
     lab.write_manifest("policy", FORBIDS)?;
-    let (said, in_force) = wait::within(CHANGE_WAIT_MAX, || refusal(lab))?;
+    let written = lab.manifest_written("policy")?;
+    let in_force = clients::seen_after(written, &asking.told()?["until_unix_ms"])?;
+    ensure!(in_force <= CHANGE_MAX, "in force {} ms after the file was written", in_force.as_millis());
+    let said = refusal(lab)?;
     ensure!(said.contains(POLICY), "the error does not name {POLICY}: {said:?}");
-    let ended = wait_ended(&mut held, CHANGE_WAIT_MAX.saturating_sub(dropped.elapsed()))?;
-    let cut = dropped.elapsed();
-    ensure!(
-        cut <= CHANGE_WAIT_MAX,
-        "the live connection ended {} ms after the file was written",
-        cut.as_millis()
-    );
+    let ended = held.told()?;
+    let cut = clients::seen_after(written, &ended["ended_unix_ms"])?;
+    ensure!(cut <= CHANGE_MAX, "the live connection ended {} ms after the file was written", cut.as_millis());
+    let ended = ended["error"].as_str().unwrap_or_default().to_owned();
     let record = ended_record(lab)?;
 
     let mut problems = Vec::new();
     for (text, line) in [(UNKNOWN_FIELD, 7), (NOT_YAML, 6)] {
         lab.write_manifest("policy", text)?;
-        problems.push(wait::until(CHANGE_WAIT_MAX, || problem(lab, &format!("policy.yaml:{line}:")))?);
+        problems.push(wait::until(SEEN_WAIT_MAX, || problem(lab, &format!("policy.yaml:{line}:")))?);
         let still = refusal(lab).context("with a broken file the last good policy must stay")?;
         ensure!(still.contains(POLICY), "another policy denies now: {still}");
     }
 
+    let asking = ask_until(lab, "200")?;
     lab.remove_manifest("policy")?;
-    wait::until(CHANGE_WAIT_MAX, || match clients::get(lab, "shop/frontend", "http://backend/", &[])? {
-        (200, _) => Ok(()),
-        (status, said) => bail!("the policy is gone, and the answer still {status}: {said}"),
-    })?;
+    let removed = SystemTime::now();
+    let lifted = clients::seen_after(removed, &asking.told()?["until_unix_ms"])?;
+    ensure!(
+        lifted <= CHANGE_MAX,
+        "the policy was still in force {} ms after it was removed",
+        lifted.as_millis()
+    );
     Ok(vec![
         format!("before: {live}"),
         format!("DENY written into the directory: in force after {} ms: 403 {said:?}", in_force.as_millis()),
@@ -81,30 +88,21 @@ pub(super) fn denied(lab: &mut Lab) -> Result<Evidence> {
     ])
 }
 
+/// Requests, a few milliseconds apart, until the first answer of this status.
+fn ask_until(lab: &Lab, status: &str) -> Result<Running> {
+    let load =
+        ["load", "--url", "http://backend/", "--rate", "200", "--duration", "60", "--until-status", status];
+    let running = Running::start(lab, "shop/frontend", &load)?;
+    clients::wait_finished(lab, 5.0)?;
+    Ok(running)
+}
+
 /// The body of the 403.
 fn refusal(lab: &Lab) -> Result<String> {
     match clients::get(lab, "shop/frontend", "http://backend/", &[])? {
         (403, said) => Ok(said.trim().to_owned()),
         (status, said) => bail!("answered {status}, not 403: {said}"),
     }
-}
-
-/// A child that is ended when it is no longer wanted.
-struct Held(Child);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // It may have ended by itself: that is what the step waits for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A raw TCP conversation with the backend that goes on until somebody ends it.
-fn hold(lab: &Lab) -> Result<Held> {
-    let words = ["weft-echo", "tcp", "--to", "backend:9000", "--mode", "ping-pong", "--count", "1000000000"];
-    let mut command = lab.command("shop/frontend", &words)?;
-    Ok(Held(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?))
 }
 
 /// The held connection, among the backend's node's.
@@ -115,7 +113,7 @@ fn is_held(flow: &Value) -> bool {
 
 /// What the backend's node says of the held connection while it lives.
 fn held_connection(lab: &Lab) -> Result<String> {
-    wait::until(RECORD_WAIT_MAX, || {
+    wait::until(SEEN_WAIT_MAX, || {
         let told = lab.node_admin("node2").json("/connections")?;
         let flows = told["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
         let flow = flows
@@ -131,21 +129,9 @@ fn held_connection(lab: &Lab) -> Result<String> {
     })
 }
 
-fn wait_ended(held: &mut Held, wait_max: Duration) -> Result<String> {
-    let status = wait::until(wait_max, || held.0.try_wait()?.context("the live connection goes on"))?;
-    ensure!(!status.success(), "the conversation came to its own end");
-    let mut said = String::new();
-    if let Some(mut stderr) = held.0.stderr.take() {
-        std::io::Read::read_to_string(&mut stderr, &mut said)?;
-    }
-    // Where RUST_BACKTRACE is set, the rest is for the client's developers.
-    let said = said.split("Stack backtrace").next().unwrap_or_default();
-    Ok(said.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
 /// The access log's line of the connection that was ended.
 fn ended_record(lab: &Lab) -> Result<String> {
-    wait::until(RECORD_WAIT_MAX, || {
+    wait::until(SEEN_WAIT_MAX, || {
         let text = std::fs::read_to_string(lab.access_log("node2"))?;
         let mut records = text.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let record = records.find(|r| is_held(r) && r["reason"] == "policy_denied");

@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use super::{Evidence, SHOP, clients};
 use crate::lab::{Lab, cgroup, wait};
 
-const CHANGE_WAIT_MAX: Duration = Duration::from_secs(3);
+const CHANGE_WAIT_MAX: Duration = Duration::from_secs(10);
 const TUNNEL_PORT: u16 = 15008;
 const PERMISSIVE: &str = "apiVersion: weft.dev/v1alpha1
 kind: TrafficPolicy

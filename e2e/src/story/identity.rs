@@ -15,7 +15,7 @@ use super::{Evidence, clients};
 use crate::lab::{Lab, netns, wait};
 
 /// A record is written when its request ends; a loaded machine may take a moment.
-const RECORD_WAIT_MAX: Duration = Duration::from_secs(3);
+const RECORD_WAIT_MAX: Duration = Duration::from_secs(10);
 const FRONTEND: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
 const BACKEND: &str = "spiffe://cluster.local/ns/shop/sa/backend";
 
