@@ -147,6 +147,22 @@ fn a_pod_reaches_itself_through_its_own_service_and_directly() -> Result<()> {
 }
 
 #[test]
+fn a_service_with_the_internal_traffic_policy_local_is_answered_on_the_clients_node_or_not_at_all()
+-> Result<()> {
+    for (client, server) in [("mesh/client", "near"), ("mesh/open", "far")] {
+        for url in ["http://own-node/", "http://own-node:81/"] {
+            for _ in 0..10 {
+                let told = served(client, url)?;
+                ensure!(told["pod"] == server, "{url} from {client} was answered by {told}");
+            }
+        }
+    }
+    let (status, body) = ask("mesh/client", "http://own-node-far/")?;
+    ensure!(status == 503 && body.contains("no endpoint of mesh/own-node-far"), "{status} {body}");
+    turned_away("mesh/client", "http://own-node-far:81/")
+}
+
+#[test]
 fn the_proxys_own_ports_are_no_targets() -> Result<()> {
     for pod in ["mesh/far", "mesh/near"] {
         for port in [15001, 15006, 15008] {

@@ -1,4 +1,4 @@
-//! Who is let into the tunnel's port of a live node, what HTTP/2 in bad faith gets there, and certificates of a minute.
+//! Who is let into the tunnel's port of a live node, what HTTP/2 in bad faith gets there, and certificates of a minute and of another authority.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -16,6 +16,8 @@ use weft_e2e::lab::{Lab, Options, netns, wait};
 use weft_e2e::story::clients::{count, echo};
 
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Certificates of a minute are renewed at half of it.
+const ROTATION_WAIT_MAX: Duration = Duration::from_secs(60);
 const TUNNEL_PORT: u16 = 15008;
 /// What a node of the mesh would show for mesh/client.
 const CLIENT_ID: &str = "spiffe://cluster.local/ns/mesh/sa/default";
@@ -230,15 +232,20 @@ fn http2_in_bad_faith_is_answered_and_harms_nobody() -> Result<()> {
     Ok(())
 }
 
+/// What the nodes show for their pods.
+fn certificates(lab: &Lab) -> Result<Vec<Vec<String>>> {
+    let of_node = |node: &String| {
+        let status = lab.node_status(node)?;
+        Ok(status["certificates"].as_array().into_iter().flatten().map(ToString::to_string).collect())
+    };
+    lab.nodes().iter().map(of_node).collect()
+}
+
 #[test]
 fn certificates_of_a_minute_are_renewed_under_load() -> Result<()> {
     let options = Options { control_args: vec!["--cert-lifetime=60s".into()], ..Options::default() };
     let lab = fixture::up("minute", MESH, options)?;
-    let ends = |node: &str| -> Result<Vec<String>> {
-        let status = lab.node_status(node)?;
-        Ok(status["certificates"].as_array().into_iter().flatten().map(ToString::to_string).collect())
-    };
-    let before = [ends("node1")?, ends("node2")?];
+    let before = certificates(&lab)?;
     ensure!(before.iter().all(|all| !all.is_empty()), "no certificates: {before:?}");
     let mut live = Running::start(&lab, "mesh/client", &["tcp", "--to", "far:9000", "--mode", "live"])?;
     // Longer than the first certificates live; new connections, and so new looks at them, all along.
@@ -246,8 +253,7 @@ fn certificates_of_a_minute_are_renewed_under_load() -> Result<()> {
     let running = Running::start(&lab, "mesh/client", &load)?;
     let fresh = ["tcp", "--to", "far:9000", "--mode", "short", "--count", "200", "--parallel", "2"];
     while Running::start(&lab, "mesh/client", &fresh)?.told().is_ok() {
-        let changed = [ends("node1")?, ends("node2")?].iter().zip(&before).all(|(now, before)| now != before);
-        if changed {
+        if certificates(&lab)?.iter().zip(&before).all(|(now, before)| now != before) {
             break;
         }
     }
@@ -256,7 +262,59 @@ fn certificates_of_a_minute_are_renewed_under_load() -> Result<()> {
     ensure!(live.runs()?, "a live stream ended when certificates were renewed");
     // The first ones are over: a new connection shows that the renewed ones are in use.
     echo(&lab, "mesh/client", &fresh)?;
-    let after = [ends("node1")?, ends("node2")?];
+    let after = certificates(&lab)?;
     ensure!(after.iter().zip(&before).all(|(now, before)| now != before), "never renewed: {after:?}");
+    Ok(())
+}
+
+#[test]
+fn an_authority_is_replaced_by_another_root_under_load() -> Result<()> {
+    let options = Options { control_args: vec!["--cert-lifetime=60s".into()], ..Options::default() };
+    let lab = fixture::up("rotation", MESH, options)?;
+    let before = certificates(&lab)?;
+    let mut live = Running::start(&lab, "mesh/client", &["tcp", "--to", "far:9000", "--mode", "live"])?;
+    let load = ["load", "--url", "http://far/", "--duration", "60", "--rate", "100", "--connections", "2"];
+    let running = Running::start(&lab, "mesh/client", &load)?;
+
+    // As an operator does it, one file after the other: in between, the key is another one's, and the last good authority stays.
+    let state = lab.control_directory().join("state");
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    std::fs::write(state.join("ca.key"), key.serialize_pem())?;
+    std::fs::write(state.join("ca.pem"), params.self_signed(&key)?.pem())?;
+    let nodes_trust = |roots: u64| {
+        wait::until(ROTATION_WAIT_MAX, || {
+            for node in lab.nodes() {
+                let dump = lab.node_admin(&node).json("/config_dump")?;
+                let mesh = dump["resources"].as_array().into_iter().flatten().find(|it| it["kind"] == "Mesh");
+                ensure!(mesh.is_some_and(|mesh| mesh["content"]["roots"] == roots), "{node}: {mesh:?}");
+            }
+            Ok(())
+        })
+    };
+    nodes_trust(2)?;
+    let status = lab.control_status()?;
+    ensure!(status["authority"]["rotating"] == true, "{}", status["authority"]);
+    // Started again, it has the new key only, and signs with that at once.
+    lab.kill_control()?;
+    lab.start_control()?;
+    wait::until(ROTATION_WAIT_MAX, || {
+        let now = certificates(&lab)?;
+        ensure!(now.iter().zip(&before).all(|(now, before)| now != before), "not renewed: {now:?}");
+        Ok(())
+    })?;
+    ensure!(live.runs()?, "a live stream ended when another authority took over");
+    // Whoever was let in by the old root is put out with it; requests go on by the new one.
+    std::fs::write(state.join("previous.pem"), "")?;
+    nodes_trust(1)?;
+    wait::until(WAIT_MAX, || {
+        ensure!(!live.runs()?, "a tunnel outlived the root that it was let in by");
+        Ok(())
+    })?;
+    echo(&lab, "mesh/client", &["tcp", "--to", "far:9000", "--mode", "short", "--count", "200"])?;
+
+    let told = running.told()?;
+    ensure!(told["failed"] == 0 && count(&told, "/ok") > 3_000, "{told}");
     Ok(())
 }
