@@ -70,7 +70,7 @@ enum AskError {
     Http(Box<dyn std::error::Error + Send + Sync>),
     #[error("the API server answers {0}")]
     Status(StatusCode),
-    #[error("the API server's answer is not about this DaemonSet")]
+    #[error("the API server's answer is not about what was asked for")]
     Unexpected,
     #[error("the API server did not answer in {} s", ANSWER_WAIT.as_secs())]
     Late,
@@ -163,18 +163,34 @@ impl Cluster {
     }
 
     async fn ask(&self) -> Result<Answer, AskError> {
-        tokio::time::timeout(ANSWER_WAIT, self.exchange()).await.unwrap_or(Err(AskError::Late))
+        tokio::time::timeout(ANSWER_WAIT, self.answer()).await.unwrap_or(Err(AskError::Late))
     }
 
-    async fn exchange(&self) -> Result<Answer, AskError> {
+    /// About the DaemonSet and, while it is there, its namespace: of one that is being deleted, pods may go before their DaemonSet.
+    async fn answer(&self) -> Result<Answer, AskError> {
+        let NamespacedName { namespace, name } = &self.daemonset;
+        let path = format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}");
+        let answer = self.exchange(&path, "DaemonSet", name).await?;
+        if answer != Answer::Present {
+            return Ok(answer);
+        }
+        let path = format!("/api/v1/namespaces/{namespace}");
+        match self.exchange(&path, "Namespace", namespace).await? {
+            Answer::Deleting => Ok(Answer::Deleting),
+            // Refused: by a role that does not know of this question.
+            _ => Ok(Answer::Present),
+        }
+    }
+
+    async fn exchange(&self, path: &str, kind: &str, name: &str) -> Result<Answer, AskError> {
         let token = self.credential("token").await?;
         let token = String::from_utf8_lossy(&token).trim().to_owned();
         let tls = TlsConnector::from(Arc::new(self.tls().await?));
-        let name = ServerName::try_from(self.host.clone()).map_err(|_| AskError::Host(self.host.clone()))?;
+        let server =
+            ServerName::try_from(self.host.clone()).map_err(|_| AskError::Host(self.host.clone()))?;
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        let io = TokioIo::new(tls.connect(name, tcp).await?);
-        let NamespacedName { namespace, name } = &self.daemonset;
-        let request = Request::get(format!("/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}"))
+        let io = TokioIo::new(tls.connect(server, tcp).await?);
+        let request = Request::get(path)
             .header(header::HOST, &self.host)
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .header(header::ACCEPT, "application/json")
@@ -187,33 +203,7 @@ impl Cluster {
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
         connection.abort();
-        self.understood(status, &body.map_err(AskError::Http)?.to_bytes())
-    }
-
-    /// Pure.
-    fn understood(&self, status: StatusCode, body: &[u8]) -> Result<Answer, AskError> {
-        let object = || serde_json::from_slice::<Object>(body).map_err(|_| AskError::Unexpected);
-        match status {
-            StatusCode::OK => {
-                let object = object()?;
-                if object.kind != "DaemonSet" || *object.metadata.name != *self.daemonset.name {
-                    return Err(AskError::Unexpected);
-                }
-                Ok(if object.metadata.deletion_timestamp.is_some() {
-                    Answer::Deleting
-                } else {
-                    Answer::Present
-                })
-            }
-            // Not any 404: a proxy in between may say that too.
-            StatusCode::NOT_FOUND => {
-                let object = object()?;
-                let clear = object.kind == "Status" && object.reason == "NotFound";
-                if clear { Ok(Answer::Gone) } else { Err(AskError::Unexpected) }
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Answer::Refused(status)),
-            other => Err(AskError::Status(other)),
-        }
+        understood(kind, name, status, &body.map_err(AskError::Http)?.to_bytes())
     }
 
     async fn credential(&self, name: &str) -> Result<Vec<u8>, AskError> {
@@ -234,6 +224,28 @@ impl Cluster {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         Ok(builder.map_err(|_| unusable())?.with_root_certificates(roots).with_no_client_auth())
+    }
+}
+
+/// Pure: what an answer about the object of this kind and name means.
+fn understood(kind: &str, name: &str, status: StatusCode, body: &[u8]) -> Result<Answer, AskError> {
+    let object = || serde_json::from_slice::<Object>(body).map_err(|_| AskError::Unexpected);
+    match status {
+        StatusCode::OK => {
+            let object = object()?;
+            if object.kind != kind || object.metadata.name != name {
+                return Err(AskError::Unexpected);
+            }
+            Ok(if object.metadata.deletion_timestamp.is_some() { Answer::Deleting } else { Answer::Present })
+        }
+        // Not any 404: a proxy in between may say that too.
+        StatusCode::NOT_FOUND => {
+            let object = object()?;
+            let clear = object.kind == "Status" && object.reason == "NotFound";
+            if clear { Ok(Answer::Gone) } else { Err(AskError::Unexpected) }
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Answer::Refused(status)),
+        other => Err(AskError::Status(other)),
     }
 }
 

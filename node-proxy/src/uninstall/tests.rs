@@ -18,13 +18,19 @@ const DELETING: (u16, &str) = (
 const GONE: (u16, &str) = (404, r#"{"kind":"Status","status":"Failure","reason":"NotFound","code":404}"#);
 const FORBIDDEN: (u16, &str) = (403, r#"{"kind":"Status","reason":"Forbidden"}"#);
 const UNAUTHORIZED: (u16, &str) = (401, r#"{"kind":"Status","reason":"Unauthorized"}"#);
+const NAMESPACE: (u16, &str) = (200, r#"{"kind":"Namespace","metadata":{"name":"weft-system"}}"#);
+const TERMINATING: (u16, &str) = (
+    200,
+    r#"{"kind":"Namespace","metadata":{"name":"weft-system","deletionTimestamp":"2026-11-22T00:00:00Z"}}"#,
+);
 /// The connection is closed without an answer.
 const SILENT: (u16, &str) = (0, "");
 
-/// An API server that gives these answers in turn, the last one for ever.
+/// An API server that gives these answers about the DaemonSet in turn, the last one for ever, and always one about the namespace.
 struct Api {
     cluster: Cluster,
     answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
+    namespace: Arc<Mutex<(u16, &'static str)>>,
     requests: Arc<Mutex<Vec<String>>>,
     _credentials: tempfile::TempDir,
 }
@@ -57,10 +63,12 @@ impl Api {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (answers, requests) = (Arc::new(Mutex::new(vec![PRESENT])), Arc::new(Mutex::new(Vec::new())));
+        let namespace = Arc::new(Mutex::new(NAMESPACE));
         tokio::spawn(serve(
             listener,
             TlsAcceptor::from(Arc::new(tls)),
             Arc::clone(&answers),
+            Arc::clone(&namespace),
             Arc::clone(&requests),
         ));
         let cluster = Cluster {
@@ -70,7 +78,7 @@ impl Api {
             daemonset: "weft-system/weft-node".parse().unwrap(),
             seen: AtomicBool::new(false),
         };
-        Self { cluster, answers, requests, _credentials: credentials }
+        Self { cluster, answers, namespace, requests, _credentials: credentials }
     }
 
     async fn answers(&self, answers: &[(u16, &'static str)]) {
@@ -82,6 +90,7 @@ async fn serve(
     listener: TcpListener,
     tls: TlsAcceptor,
     answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
+    namespace: Arc<Mutex<(u16, &'static str)>>,
     requests: Arc<Mutex<Vec<String>>>,
 ) {
     loop {
@@ -89,9 +98,15 @@ async fn serve(
         let Ok(mut stream) = tls.accept(tcp).await else { continue };
         let mut request = vec![0; 4096];
         let length = stream.read(&mut request).await.unwrap();
-        requests.lock().await.push(String::from_utf8_lossy(&request[..length]).into_owned());
+        let request = String::from_utf8_lossy(&request[..length]).into_owned();
+        let of_namespace = request.starts_with("GET /api/v1/namespaces/weft-system HTTP/1.1");
+        requests.lock().await.push(request);
         let mut answers = answers.lock().await;
-        let (status, body) = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
+        let (status, body) = match answers.len() {
+            _ if of_namespace => *namespace.lock().await,
+            1 => answers[0],
+            _ => answers.remove(0),
+        };
         if status != 0 {
             let text = format!(
                 "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -137,6 +152,25 @@ async fn only_a_clear_answer_is_an_uninstall() {
         requests[0].starts_with("GET /apis/apps/v1/namespaces/weft-system/daemonsets/weft-node HTTP/1.1")
     );
     assert!(requests[0].contains("authorization: Bearer the-token\r\n"), "{}", requests[0]);
+}
+
+/// `kubectl delete namespace`, and `delete -k`, which begins with it: the pods may be told to end while the DaemonSet is still there.
+#[tokio::test]
+async fn a_namespace_that_is_being_deleted_takes_weft_with_it() {
+    let api = Api::start().await;
+    api.cluster.verify().await;
+    for (namespace, removed) in [
+        (NAMESPACE, false),
+        (TERMINATING, true),
+        // A role of an earlier version, and whatever is no clear answer.
+        (FORBIDDEN, false),
+        (GONE, false),
+        ((503, "busy"), false),
+        (DELETING, false),
+    ] {
+        *api.namespace.lock().await = namespace;
+        assert_eq!(api.cluster.was_removed().await, removed, "{namespace:?}");
+    }
 }
 
 #[tokio::test]
