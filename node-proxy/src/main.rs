@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         None => match Settings::new(arguments.run, &|name| std::env::var(name).ok()) {
             Ok(settings) => start(settings),
             Err(mistakes) => {
-                eprintln!("weft-node: {mistakes}\nSee weft-node --help.");
+                eprintln!("weft-node: {mistakes}");
                 return ExitCode::from(2);
             }
         },

@@ -221,7 +221,7 @@ pub struct Mistakes(Vec<String>);
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings cannot be used:")?;
+        write!(f, "the settings cannot be used (weft-node --help says what they may be):")?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
     }
 }
