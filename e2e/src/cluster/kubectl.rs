@@ -1,6 +1,8 @@
 //! What a user does with `kubectl`, done with `kubectl`.
 
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -12,6 +14,29 @@ use crate::lab::wait;
 
 /// One try; what depends on a level is tried again by the caller.
 const REQUEST_TIMEOUT: &str = "--request-timeout=20s";
+
+/// A pod's port at a loopback address of this machine, while the value lives.
+#[derive(Debug)]
+pub struct Forwarded {
+    child: Child,
+    /// Held: it tells of each connection there, and would end if nobody could read it.
+    output: BufReader<ChildStdout>,
+    address: SocketAddr,
+}
+
+impl Forwarded {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 impl Cluster {
     /// A `kubectl` that speaks to this cluster.
@@ -65,6 +90,21 @@ impl Cluster {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} in {namespace}/{pod}: {}", command.join(" "), said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `kubectl port-forward`, and goes on when it listens.
+    pub fn port_forward(&self, namespace: &str, pod: &str, port: u16) -> Result<Forwarded> {
+        let mut kubectl = self.kubectl_command();
+        kubectl.args(["-n", namespace, "port-forward", "--address=127.0.0.1", pod, &format!(":{port}")]);
+        let mut child = kubectl.stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("kubectl without an output")?);
+        let mut forwarded = Forwarded { child, output, address: (Ipv4Addr::LOCALHOST, 0).into() };
+        let mut line = String::new();
+        forwarded.output.read_line(&mut line)?;
+        // "Forwarding from 127.0.0.1:40000 -> 8080"
+        let address = line.split(' ').find_map(|word| word.parse().ok());
+        forwarded.address = address.with_context(|| format!("kubectl port-forward said {line:?}"))?;
+        Ok(forwarded)
     }
 
     /// Waits until all replicas of a workload (`deploy/name`, `ds/name`) are those last asked for, and ready.

@@ -1,5 +1,8 @@
 //! Every way to name a server, from its own node and from the other, and what lies at the mesh's edge.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use anyhow::{Result, ensure};
 use weft_e2e::lab::wait;
 
@@ -43,6 +46,15 @@ fn strict_pods_refuse_what_is_outside_of_the_mesh_and_permissive_ones_do_not() -
         // Out of the mesh there is a way.
         shop.reach(client, "http://server.edge-out/")?;
     }
+    // Whoever may forward ports comes from the pod's own loopback, past the mesh.
+    let forwarded = cluster.port_forward(shop.namespace, "server-0", 8080)?;
+    let mut stream = TcpStream::connect(forwarded.address())?;
+    stream.set_read_timeout(Some(CHANGE_WAIT_MAX))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("server-0"), "{answer}");
+    drop(forwarded);
     shop.apply(
         "{apiVersion: weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: open, namespace: @NS@}, spec: {inbound: {mode: PERMISSIVE}}}",
     )?;
