@@ -14,7 +14,7 @@ tag=${3:-$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../Cargo.toml" | head -n 1
 registry=${4:-weft.local}
 mkdir -p "$output"
 
-"$here/oci-image.sh" "$registry/weft-control:$tag" "$output/weft-control.tar" "$binaries/weft-control"
+"$here/oci-image.sh" --user 65532:65532 "$registry/weft-control:$tag" "$output/weft-control.tar" "$binaries/weft-control"
 # weft-node puts the plugin on the node, whose C library is not the image's.
 case $(LC_ALL=C ldd "$binaries/weft-cni" 2>&1 || true) in
   *"statically linked"* | *"not a dynamic executable"*) ;;

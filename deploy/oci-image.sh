@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
-# oci-image.sh REFERENCE IMAGE.tar FILE[=PATH]...: makes a container image without a container runtime.
+# oci-image.sh [--user UID:GID] REFERENCE IMAGE.tar FILE[=PATH]...: makes a container image without a container runtime.
 #
-# The image has one layer, which deploy/image-root.sh fills; the first FILE is what a container runs. Owner, mode and time of
-# all that is in it are fixed, so the same files give the same image, byte by byte.
+# The image has one layer, which deploy/image-root.sh fills; the first FILE is what a container runs, as root or as UID:GID.
+# Owner, mode and time of all that is in it are fixed, so the same files give the same image, byte by byte.
 #
 # The result is an OCI layout in a tar: `ctr --namespace k8s.io images import`, `skopeo copy oci-archive:`, `podman load`.
 # deploy/images.sh makes Weft's own images with it.
 set -euo pipefail
 
+user=
+if [ "${1:-}" = --user ] && [ $# -ge 2 ]; then
+  user="\"User\":\"$2\","
+  shift 2
+fi
 [ $# -ge 3 ] || { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 reference=$1 image=$2
 shift 2
@@ -48,8 +53,8 @@ pack "$root" >"$work/layer"
 layer=$(blob "$work/layer")
 diff_id=$(grep -o 'sha256:[0-9a-f]*' <<<"$layer")
 path=/usr/local/bin
-printf '{"created":"1970-01-01T00:00:00Z","architecture":"%s","os":"linux","config":{"Env":["PATH=%s"],"Entrypoint":["%s"],"WorkingDir":"/"},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
-  "$architecture" "$path" "$entry" "$diff_id" >"$work/config"
+printf '{"created":"1970-01-01T00:00:00Z","architecture":"%s","os":"linux","config":{%s"Env":["PATH=%s"],"Entrypoint":["%s"],"WorkingDir":"/"},"rootfs":{"type":"layers","diff_ids":["%s"]}}' \
+  "$architecture" "$user" "$path" "$entry" "$diff_id" >"$work/config"
 config=$(blob "$work/config")
 printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json",%s},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar",%s}]}' \
   "$config" "$layer" >"$work/manifest"

@@ -22,8 +22,14 @@ fn run(program: &str, arguments: &[&str]) -> String {
 /// An image with a program that needs libraries, unpacked.
 fn unpacked(at: &Path) -> PathBuf {
     let image = at.join("image.tar");
-    let made =
-        script(&["weft.local/sample:1.2", image.to_str().unwrap(), "/bin/sh", "/etc/hostname=/data/name"]);
+    let made = script(&[
+        "--user",
+        "65532:65532",
+        "weft.local/sample:1.2",
+        image.to_str().unwrap(),
+        "/bin/sh",
+        "/etc/hostname=/data/name",
+    ]);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let layout = at.join("layout");
     std::fs::create_dir(&layout).unwrap();
@@ -56,6 +62,7 @@ fn every_digest_and_size_is_right_and_the_layer_holds_what_the_program_needs() {
     let manifest = json(&blob(&layout, named));
     let config = json(&blob(&layout, &manifest["config"]));
     assert_eq!(config["config"]["Entrypoint"][0], "/usr/local/bin/sh");
+    assert_eq!(config["config"]["User"], "65532:65532");
     let layer = &manifest["layers"][0];
     // Not compressed, so the digest of the layer is that of what it holds.
     assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
@@ -88,6 +95,7 @@ fn what_cannot_be_packed_is_said_and_leaves_no_image() {
     let path = image.to_str().unwrap();
     for (arguments, message) in [
         (vec!["weft.local/a:1", path], "REFERENCE IMAGE.tar FILE"),
+        (vec!["--user"], "REFERENCE IMAGE.tar FILE"),
         (vec!["just-a-name", path, "/bin/sh"], "is not of the form"),
         (vec!["weft.local/a:1", path, "/does/not/exist"], "no file /does/not/exist"),
     ] {
