@@ -34,7 +34,7 @@ fn application_sees(world: &World, app: &TcpListener) -> (TcpStream, SocketAddr)
 
 fn none_left(kernel: &Kernel) {
     for map in ["peer_by_cookie", "peer_names", "accepted_peers", "legs", "sockets"] {
-        wait_for("freed entries", || used(kernel, map) == 0);
+        wait_for(&format!("no entry in {map}"), || used(kernel, map) == 0);
     }
 }
 

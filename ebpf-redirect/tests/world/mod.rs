@@ -348,8 +348,9 @@ pub(crate) fn used(kernel: &Kernel, map: &str) -> usize {
     kernel.map_fill().unwrap().into_iter().find(|(name, ..)| *name == map).unwrap().1
 }
 
-/// Waits for a level.
+/// Waits for a level. The time is the kernel's: what was dropped before is closed by then (see [`close`]).
 pub(crate) fn wait_for(what: &str, mut reached: impl FnMut() -> bool) {
+    drop(CHILD.lock());
     let deadline = Instant::now() + Duration::from_secs(10);
     while !reached() {
         assert!(Instant::now() < deadline, "{what} did not come about");
