@@ -67,7 +67,7 @@ fn every_digest_and_size_is_right_and_the_layer_holds_what_the_program_needs() {
     // Not compressed, so the digest of the layer is that of what it holds.
     assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
 
-    let content = run("tar", &["-tvf", blob(&layout, layer).to_str().unwrap()]);
+    let content = run("tar", &["--utc", "-tvf", blob(&layout, layer).to_str().unwrap()]);
     let needed = run("ldd", &["/bin/sh"]);
     let libraries = needed.split_whitespace().filter(|word| word.starts_with('/'));
     for path in libraries.chain(["/usr/local/bin/sh", "/data/name", "/etc/passwd", "/tmp/"]) {
