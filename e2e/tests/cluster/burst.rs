@@ -1,6 +1,6 @@
 //! Two hundred Pods and fifty Services at once, and gone at once: the nodes agree with the API server, and nothing leaks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use crate::fixture::{Shop, alone, states, wait_others_gone};
 
 const SERVICES: usize = 50;
 const PODS_PER_SERVICE: usize = 4;
-/// Two hundred sandboxes on two processors.
+/// Two hundred sandboxes on two processors: for the kubelets and the API server.
 const BURST_WAIT_MAX: Duration = Duration::from_secs(300);
+/// For the nodes after it: "within seconds".
+const AGREE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The maps that have entries for as long as a pod is in the mesh.
 const OF_PODS: [&str; 3] = ["pods", "inbound_listeners", "probe_ports"];
@@ -35,6 +37,40 @@ fn held(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(held)
 }
 
+/// The burst's pods that the API server has, by a filter of theirs.
+fn pods_of_api(cluster: &Cluster, filter: &str) -> Result<BTreeSet<String>> {
+    let names = format!("jsonpath={{range .items[{filter}]}}burst/{{.metadata.name}} {{end}}");
+    let pods = cluster.kubectl(&["-n", "burst", "get", "pods", "-o", &names])?;
+    Ok(pods.split_whitespace().map(Into::into).collect())
+}
+
+/// Those that nodes have, by their state.
+fn pods_of_nodes(cluster: &Cluster, wanted: impl Fn(&str) -> bool) -> Result<BTreeSet<String>> {
+    let states = states(cluster)?.into_iter();
+    Ok(states
+        .filter(|(name, state)| name.starts_with("burst/") && wanted(state))
+        .map(|(name, _)| name)
+        .collect())
+}
+
+/// The burst's Services that a node has, with the number of their endpoints.
+fn services(cluster: &Cluster, node: &str) -> Result<BTreeMap<String, usize>> {
+    let dump = cluster.node_admin(node)?.json("/config_dump")?;
+    let mut found = BTreeMap::new();
+    for resource in dump["resources"].as_array().into_iter().flatten() {
+        let (service, endpoints) = match resource["kind"].as_str() {
+            Some("Service") => (&resource["key"], 0),
+            Some("Endpoint") => (&resource["content"]["service"], 1),
+            _ => continue,
+        };
+        let service = service.as_str().unwrap_or_default();
+        if service.starts_with("burst/") {
+            *found.entry(service.to_owned()).or_default() += endpoints;
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn a_burst_of_pods_and_services_comes_and_goes_and_leaves_nothing() -> Result<()> {
     let cluster = alone()?;
@@ -54,22 +90,37 @@ fn a_burst_of_pods_and_services_comes_and_goes_and_leaves_nothing() -> Result<()
         )?;
     }
     cluster.apply(&manifests)?;
+    let mut pods = BTreeSet::new();
     wait::until(BURST_WAIT_MAX, || {
-        let names = "jsonpath={range .items[?(@.status.phase==\"Running\")]}burst/{.metadata.name} {end}";
-        let running = cluster.kubectl(&["-n", "burst", "get", "pods", "-o", names])?;
-        let running: BTreeSet<String> = running.split_whitespace().map(Into::into).collect();
-        ensure!(running.len() == SERVICES * PODS_PER_SERVICE, "{} pods run", running.len());
-        let known =
-            states(&cluster)?.into_iter().filter(|(_, state)| state == "enrolled").map(|(name, _)| name);
-        let known: BTreeSet<String> = known.filter(|name| name.starts_with("burst/")).collect();
-        ensure!(known == running, "nodes have {} pods enrolled", known.len());
+        pods = pods_of_api(&cluster, "?(@.status.phase==\"Running\")")?;
+        ensure!(pods.len() == SERVICES * PODS_PER_SERVICE, "{} pods run", pods.len());
+        Ok(())
+    })?;
+    wait::until(AGREE_WAIT_MAX, || {
+        let enrolled = pods_of_nodes(&cluster, |state| state == "enrolled")?;
+        ensure!(enrolled == pods, "nodes have {} pods enrolled", enrolled.len());
+        for node in cluster.nodes() {
+            let found = services(&cluster, &node)?;
+            let whole = found.values().filter(|endpoints| **endpoints == PODS_PER_SERVICE).count();
+            ensure!(
+                found.len() == SERVICES && whole == SERVICES,
+                "{node}: {whole} of {} Services",
+                found.len()
+            );
+        }
         Ok(())
     })?;
     shop.reach("client1", "http://server/")?;
+
     cluster.kubectl(&["delete", "namespace", "burst", "--wait=false"])?;
     wait::until(BURST_WAIT_MAX, || {
-        let left = states(&cluster)?.iter().filter(|(name, _)| name.starts_with("burst/")).count();
-        ensure!(left == 0, "nodes still know {left} pods");
+        let left = cluster.kubectl(&["get", "namespace", "burst", "-o", "name", "--ignore-not-found"])?;
+        ensure!(left.is_empty(), "{} pods are left", pods_of_api(&cluster, "*")?.len());
+        Ok(())
+    })?;
+    wait::until(AGREE_WAIT_MAX, || {
+        let left = pods_of_nodes(&cluster, |_| true)?;
+        ensure!(left.is_empty(), "nodes still know {left:?}");
         let now = held(&cluster)?;
         ensure!(now == before, "before: {before:?}, now: {now:?}");
         Ok(())
