@@ -2,13 +2,14 @@
 //! machine outside of namespaces, cgroups and directories that carry the cluster's name.
 //!
 //! [`Cluster::up`] builds it, [`Cluster::attach`] goes on with one that is up, [`Cluster::down`] leaves nothing behind, whatever
-//! state it is in. Only [`weft`] and [`agent`] know of Weft. Start reading at [`Cluster::up`]; the picture is in `docs/cluster.md`.
+//! state it is in. Only [`weft`], [`agent`] and [`next`] know of Weft. Start reading at [`Cluster::up`]; the picture is in `docs/cluster.md`.
 
 pub mod agent;
 mod certificates;
 mod control_plane;
 mod kubectl;
 mod network;
+pub mod next;
 mod node;
 pub mod relay;
 mod tools;

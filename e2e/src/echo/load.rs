@@ -104,6 +104,9 @@ struct Outcome {
     body_bytes: u64,
     /// When the first answer of the status that was waited for came.
     until: Option<SystemTime>,
+    /// Of the requests that were answered otherwise than hoped for, or not at all: when the first was known to have failed, and when the last
+    /// began. Between the two whatever made them fail was there, however long each of them stood still.
+    failed: Option<(SystemTime, SystemTime)>,
 }
 
 impl Outcome {
@@ -111,6 +114,11 @@ impl Outcome {
         let text = format!("{error:#}");
         let full = self.errors.len() >= ERROR_KINDS_MAX && !self.errors.contains_key(&text);
         *self.errors.entry(if full { "others".into() } else { text }).or_default() += 1;
+    }
+
+    fn fail(&mut self, began: SystemTime, ended: SystemTime) {
+        let (first, last) = self.failed.unwrap_or((ended, began));
+        self.failed = Some((first.min(ended), last.max(began)));
     }
 
     fn merge(&mut self, other: Self) {
@@ -129,6 +137,9 @@ impl Outcome {
         self.connections += other.connections;
         self.body_bytes += other.body_bytes;
         self.until = [self.until, other.until].into_iter().flatten().min();
+        if let Some((ended, began)) = other.failed {
+            self.fail(began, ended);
+        }
     }
 }
 
@@ -161,12 +172,13 @@ pub async fn run(settings: Settings) -> Result<serde_json::Value> {
     let requests = all.statuses.values().sum::<u64>() + all.errors.values().sum::<u64>();
     let versions_last: BTreeMap<_, _> =
         all.versions_last.into_iter().map(|(version, at)| (version, unix_ms(at))).collect();
+    let failed = all.failed.map(|(first, last)| [first, last].map(unix_ms));
     Ok(json!({
         "requests": requests, "ok": ok, "failed": requests - ok,
         "statuses": all.statuses, "errors": all.errors, "versions": all.versions, "pods": all.pods,
         "ms": all.latencies.summary(), "seconds": seconds, "per_second": requests as f64 / seconds,
         "connections": all.connections, "body_bytes": all.body_bytes, "until_unix_ms": all.until.map(unix_ms),
-        "versions_last_unix_ms": versions_last,
+        "versions_last_unix_ms": versions_last, "failed_unix_ms": failed,
     }))
 }
 
@@ -195,10 +207,14 @@ async fn client(
             return outcome;
         }
         let wait_max = Duration::from_millis(settings.timeout_ms);
+        let began = SystemTime::now();
         let asked = tokio::time::timeout(wait_max, ask(&settings, &mut connection, &mut outcome)).await;
         match asked.unwrap_or_else(|_| Err(anyhow!("no answer in {wait_max:?}"))) {
             Ok(status) => {
                 outcome.latencies.add(due.elapsed());
+                if status != 200 && settings.until_status != Some(status) {
+                    outcome.fail(began, SystemTime::now());
+                }
                 if settings.until_status == Some(status) {
                     outcome.until = Some(SystemTime::now());
                     // The other connections end, too.
@@ -207,6 +223,7 @@ async fn client(
             }
             Err(e) => {
                 outcome.error(&e);
+                outcome.fail(began, SystemTime::now());
                 connection = None;
             }
         }

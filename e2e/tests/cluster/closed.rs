@@ -31,7 +31,7 @@ impl<'a> Closed<'a> {
             let ip = shop.kubectl(&["get", "pod", server, "-o", "jsonpath={.status.podIP}"])?;
             write!(
                 stranger,
-                "{{name: to-{server}, image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://{ip}:8080/', --reconnect, --rate, '20', --timeout-ms, '1000',
+                "{{name: to-{server}, image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://{ip}:8080/', --reconnect, --rate, '10', --timeout-ms, '1000',
                    --duration, '900', --until-status, '200']}},"
             )?;
         }

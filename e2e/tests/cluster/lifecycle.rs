@@ -4,11 +4,12 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use weft_e2e::cluster::Cluster;
-use weft_e2e::cluster::weft::{NAMESPACE, TAG};
+use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::{metric_sum, wait};
 use weft_e2e::tools::{built_beside, repository};
 
-use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, TUNNEL_PORT, alone};
+use crate::fixture::{START_WAIT_MAX, Shop, TUNNEL_PORT, alone};
+use crate::upgrade::upgraded_under_load;
 
 const FILES: [&str; 5] = [
     "/sys/fs/bpf/weft",
@@ -89,22 +90,15 @@ fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_by_helm_and_by_kub
     let lives = "jsonpath={.items[*].status.containerStatuses[*].containerID}";
     let before = shop.kubectl(&["get", "pods", "-o", lives])?;
 
-    let next = format!("{TAG}-next");
-    cluster.load_weft_images(&binaries, &next)?;
-    cluster.weft(&binaries, &["install", "--tag", &next])?;
-    for workload in ["deploy/weft-control", "ds/weft-node"] {
-        cluster.wait_rollout(NAMESPACE, workload, START_WAIT_MAX)?;
-        let image = "jsonpath={.spec.template.spec.containers[0].image}";
-        let runs = cluster.kubectl(&["-n", NAMESPACE, "get", workload, "-o", image])?;
-        ensure!(runs.ends_with(&next), "{workload} runs {runs}");
-    }
-    wait::until(CHANGE_WAIT_MAX, || shop.reach("client1", "http://server/").map(drop))?;
+    let next = cluster.next_build(&binaries)?;
+    upgraded_under_load(&shop, &next)?;
+    ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
 
     for node in cluster.nodes() {
         let found = traces_of_weft(&cluster, &node)?;
         ensure!(found.len() == FILES.len() + 1, "all are looked for in the right place: {found:?}");
     }
-    cluster.weft(&binaries, &["uninstall"])?;
+    cluster.weft(&next.binaries, &["uninstall"])?;
     nothing_left(&cluster)?;
     ensure!(
         cluster.kubectl(&["get", "crds"])?.contains("gateway")

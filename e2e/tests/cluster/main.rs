@@ -21,3 +21,4 @@ mod restarts;
 mod rollout;
 mod sidecars;
 mod traces;
+mod upgrade;
