@@ -1,47 +1,13 @@
 //! Upgrade to another build, uninstall without a trace, install again by each other way.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
-use weft_e2e::cluster::Cluster;
 use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::{metric_sum, wait};
 use weft_e2e::tools::{built_beside, repository};
 
 use crate::fixture::{START_WAIT_MAX, Shop, TUNNEL_PORT, alone};
+use crate::leftovers::{Loaded, everything_there, kinds_of_weft, nothing_left};
 use crate::upgrade::upgraded_under_load;
-
-const FILES: [&str; 5] = [
-    "/sys/fs/bpf/weft",
-    "/run/weft/admin.sock",
-    "/run/weft/cni.sock",
-    "/run/weft/cni.sock.waiting",
-    "/opt/cni/bin/weft-cni",
-];
-
-/// What Weft has on a node: pins, sockets, the plugin and its entry. `/run/weft` itself, which a container cannot remove while it
-/// is mounted there, stays as an empty directory.
-fn traces_of_weft(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for path in FILES {
-        if cluster.node_file(node, path)?.exists() {
-            found.push(path.to_owned());
-        }
-    }
-    let conflist = fs::read_to_string(cluster.node_file(node, "/etc/cni/net.d/10-pods.conflist")?)?;
-    if conflist.contains("weft") {
-        found.push(format!("in the conflist: {conflist}"));
-    }
-    Ok(found)
-}
-
-fn nothing_left(cluster: &Cluster) -> Result<()> {
-    for node in cluster.nodes() {
-        let left = traces_of_weft(cluster, &node)?;
-        ensure!(left.is_empty(), "{node} still has {left:?}");
-    }
-    Ok(())
-}
 
 /// What an installation is for: the pods are in the mesh, and what they send crosses the link encrypted.
 fn the_mesh_is_up(shop: &Shop<'_>, secret: &str) -> Result<()> {
@@ -89,39 +55,44 @@ fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_by_helm_and_by_kub
     let shop = Shop::enrolled(&cluster, "lifecycle")?;
     let lives = "jsonpath={.items[*].status.containerStatuses[*].containerID}";
     let before = shop.kubectl(&["get", "pods", "-o", lives])?;
+    let mut loaded = Loaded::default();
+    loaded.note(&cluster)?;
 
     let next = cluster.next_build(&binaries)?;
     upgraded_under_load(&shop, &next)?;
     ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
 
-    for node in cluster.nodes() {
-        let found = traces_of_weft(&cluster, &node)?;
-        ensure!(found.len() == FILES.len() + 1, "all are looked for in the right place: {found:?}");
-    }
+    everything_there(&cluster)?;
+    loaded.note(&cluster)?;
     cluster.weft(&next.binaries, &["uninstall"])?;
-    nothing_left(&cluster)?;
-    ensure!(
-        cluster.kubectl(&["get", "crds"])?.contains("gateway")
-            && !cluster.kubectl(&["get", "crds"])?.contains("weft.dev")
-    );
+    nothing_left(&cluster, &loaded)?;
+    ensure!(kinds_of_weft(&cluster)?.is_empty(), "its kinds go too");
     ensure!(shop.captured("marker-out")?.contains("marker-out"), "without Weft all is in the clear");
     ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
 
     cluster.helm(&["install", "weft", "deploy/helm/weft", "--set", "metrics.enabled=true"])?;
     the_mesh_is_up(&shop, "marker-helm")?;
     metrics_are_scraped(&shop)?;
+    loaded.note(&cluster)?;
     cluster.helm(&["uninstall", "weft", "--wait"])?;
     cluster.kubectl(&["delete", "--ignore-not-found", "--wait=false", "namespace", NAMESPACE])?;
-    wait::until(START_WAIT_MAX, || {
-        let named = format!("--field-selector=metadata.name={NAMESPACE}");
-        let left = cluster.kubectl(&["get", "namespaces", &named, "-o", "name"])?;
-        ensure!(left.is_empty(), "{left} is still there");
-        nothing_left(&cluster)
-    })?;
+    wait::until(START_WAIT_MAX, || nothing_left(&cluster, &loaded))?;
+    ensure!(kinds_of_weft(&cluster)?.len() == 2, "Helm does not delete kinds");
 
     let kustomization = repository().join("deploy").display().to_string();
-    cluster.kubectl(&["apply", "--server-side", "-k", &kustomization])?;
+    cluster.kubectl(&["apply", "-k", &kustomization])?;
     the_mesh_is_up(&shop, "marker-kustomize")?;
+    loaded.note(&cluster)?;
+    // The namespace goes first, and its pods in no order: a node's proxy asks for it.
+    cluster.kubectl(&["get", "namespace", NAMESPACE, "--as=system:serviceaccount:weft-system:weft-node"])?;
+    cluster.kubectl(&["delete", "--wait=false", "-k", &kustomization])?;
+    wait::until(START_WAIT_MAX, || nothing_left(&cluster, &loaded))?;
+    wait::until(START_WAIT_MAX, || {
+        let kinds = kinds_of_weft(&cluster)?;
+        ensure!(kinds.is_empty(), "{kinds:?} are still there");
+        Ok(())
+    })?;
     ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
-    Ok(())
+    // For the tests that follow, which wait for it.
+    cluster.kubectl(&["apply", "--server-side", "-k", &kustomization]).map(drop)
 }

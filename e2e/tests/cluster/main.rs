@@ -12,6 +12,7 @@ mod deletion;
 mod enrolment;
 mod fixture;
 mod identity;
+mod leftovers;
 mod lifecycle;
 mod newcomers;
 mod outages;
