@@ -49,7 +49,33 @@ impl Drop for Away<'_> {
     }
 }
 
+/// Nodes whose `weft-node` has a variable of the environment besides, while the value lives.
+#[derive(Debug)]
+pub struct Told<'a> {
+    cluster: &'a Cluster,
+    variable: String,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.cluster.set_variable(&format!("{}-", self.variable)) {
+            eprintln!("weft-node keeps {}: {error:#}", self.variable);
+        }
+    }
+}
+
 impl Cluster {
+    /// Gives all of weft-node a variable; it is not waited until they have it.
+    pub fn tell_agents(&self, variable: &str, value: &str) -> Result<Told<'_>> {
+        let told = Told { cluster: self, variable: variable.to_owned() };
+        self.set_variable(&format!("{variable}={value}"))?;
+        Ok(told)
+    }
+
+    fn set_variable(&self, change: &str) -> Result<()> {
+        self.kubectl(&["-n", NAMESPACE, "set", "env", "ds/weft-node", change]).map(drop)
+    }
+
     /// Stops the process, which keeps its sockets: the kernel still takes connections for it.
     pub fn hang_agent(&self, node: &str) -> Result<Hung> {
         let pid = self.agent_pid(node)?;

@@ -1,6 +1,6 @@
 //! What the commands of `weft` tell of a cluster.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use weft_e2e::lab::wait;
 use weft_e2e::tools::built_beside;
@@ -48,4 +48,21 @@ fn status_shows_both_nodes_in_sync_and_check_finds_nothing() -> Result<()> {
         ensure!(told.is_object(), "{told}");
         cluster.weft(&built_beside(), &["check"]).map(drop)
     })
+}
+
+#[test]
+fn check_repeats_why_a_weft_node_cannot_start() -> Result<()> {
+    let cluster = alone()?;
+    let check = || cluster.weft(&built_beside(), &["check"]);
+    let wrong = cluster.tell_agents("WEFT_CGROUP_ROOT", "/no/such/tree")?;
+    wait::until(START_WAIT_MAX, || {
+        let Err(error) = check() else { bail!("nothing is found wrong") };
+        let told = format!("{error:#}");
+        let line = told.lines().find(|line| line.contains("ended")).unwrap_or_default();
+        ensure!(line.contains(": weft-node: cannot ") && line.contains("/no/such/tree"), "{told}");
+        Ok(())
+    })?;
+    drop(wrong);
+    cluster.wait_weft()?;
+    wait::until(CHANGE_WAIT_MAX, || check().map(drop))
 }
