@@ -5,6 +5,7 @@ use serde_json::Value;
 use weft_e2e::lab::wait;
 use weft_e2e::tools::built_beside;
 
+use crate::answers::everything_is_told;
 use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, alone, together};
 
 #[test]
@@ -19,6 +20,15 @@ fn config_shows_what_a_pods_proxy_holds_for_it() -> Result<()> {
     let server = services.iter().find(|s| s["name"] == "config/server");
     let endpoints = server.and_then(|s| s["endpoints"].as_array()).map_or(0, Vec::len);
     ensure!(endpoints == 2, "one endpoint for each server: {told}");
+
+    let dns = config(&["config/client1", "--service", "kube-system/kube-dns", "-o", "json"])?;
+    let dns: Value = serde_json::from_str(&dns)?;
+    let names: Vec<_> = dns["services"].as_array().into_iter().flatten().map(|it| &it["name"]).collect();
+    ensure!(names == ["kube-system/kube-dns"], "the one that was asked for: {dns}");
+    let Err(error) = config(&["config/client1", "--service", "config/nothing"]) else {
+        anyhow::bail!("there is no such Service");
+    };
+    ensure!(format!("{error:#}").contains("node1 knows no Service config/nothing"), "{error:#}");
 
     let table = config(&["config/client1"])?;
     ensure!(table.contains("config/client1 on node1") && table.contains("mutual TLS"), "{table}");
@@ -37,7 +47,8 @@ fn config_shows_what_a_pods_proxy_holds_for_it() -> Result<()> {
 fn status_shows_both_nodes_in_sync_and_check_finds_nothing() -> Result<()> {
     // Of a cluster at rest: a pod on its way into the mesh or out of it is no fault, and is one line of `weft check`.
     let cluster = alone()?;
-    let _shop = Shop::enrolled(&cluster, "seen")?;
+    let shop = Shop::enrolled(&cluster, "seen")?;
+    shop.reach("client1", "http://server/")?;
     let status = |arguments: &[&str]| cluster.weft(&built_beside(), &[&["status"], arguments].concat());
     wait::until(START_WAIT_MAX, || {
         let verbose = status(&["--verbose"])?;
@@ -45,7 +56,7 @@ fn status_shows_both_nodes_in_sync_and_check_finds_nothing() -> Result<()> {
             ensure!(verbose.contains(part), "{part:?} is missing: {verbose}");
         }
         let told: Value = serde_json::from_str(&status(&["-o", "json"])?)?;
-        ensure!(told.is_object(), "{told}");
+        everything_is_told(&told)?;
         cluster.weft(&built_beside(), &["check"]).map(drop)
     })
 }

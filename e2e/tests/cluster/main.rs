@@ -4,6 +4,7 @@
 //! ([`fixture::alone`]). Start reading at `fixture`.
 
 mod addresses;
+mod answers;
 mod burst;
 mod chart;
 mod closed;
