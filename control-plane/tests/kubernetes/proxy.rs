@@ -195,7 +195,14 @@ async fn follow(body: kube::client::Body, event: String, state: Arc<Mutex<State>
     let broken = || std::io::Error::other("cut");
     let mut chunks = body.into_data_stream();
     let mut held = Vec::new();
-    while let Some(Ok(chunk)) = chunks.next().await {
+    loop {
+        let chunk = tokio::select! {
+            // A watch that was given up takes no fault that is meant for the next one.
+            biased;
+            () = out.closed() => return,
+            chunk = chunks.next() => chunk,
+        };
+        let Some(Ok(chunk)) = chunk else { return };
         held.extend_from_slice(&chunk);
         while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = held.drain(..=end).collect();
