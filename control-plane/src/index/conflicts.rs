@@ -21,7 +21,7 @@ const NAMED_MAX: usize = 8;
 
 /// What of a TrafficPolicy others decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Yields {
+pub(super) struct Yields {
     /// Nothing is left of it.
     pub everywhere: bool,
     pub message: String,
@@ -50,7 +50,7 @@ fn not_for(taken: &Taken<'_>, why: &str) -> String {
 
 impl Index {
     /// Where a TrafficPolicy stands back. None: nowhere.
-    pub fn yields(&self, object: &ObjectKey) -> Option<Yields> {
+    pub(super) fn yields(&self, object: &ObjectKey) -> Option<Yields> {
         let own = self.objects.traffic.get(&object.id).filter(|_| object.kind == Kind::TrafficPolicy)?;
         let of_clients = own.for_clients.then(|| self.yields_for_clients(own));
         let of_pods = own.inbound.as_ref().map(|inbound| self.yields_inbound(&own.policy.id, inbound));

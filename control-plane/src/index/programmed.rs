@@ -65,7 +65,7 @@ impl Index {
     }
 
     /// Services that a TrafficPolicy names and that are not there, and whether that is all that it asks for.
-    pub fn missing_targets(&self, object: &ObjectKey) -> (Vec<String>, bool) {
+    pub(super) fn missing_targets(&self, object: &ObjectKey) -> (Vec<String>, bool) {
         let policy = self.objects.traffic.get(&object.id).filter(|_| object.kind == Kind::TrafficPolicy);
         let Some(own) = policy else { return (Vec::new(), false) };
         let named = own.policy.services.iter().filter_map(|name| {

@@ -32,6 +32,17 @@ pub struct PolicyStatus {
     pub message: String,
 }
 
+/// What a policy is in force for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// What it is not in force for, and why. None: in force for all that it says.
+    pub but: Option<String>,
+    /// Others come first for all that it is about.
+    pub yields_everywhere: bool,
+    /// None of the Services that it names is there, and it asks for nothing else.
+    pub without_target: bool,
+}
+
 impl Index {
     /// Those of which there is something to say: what they select or name may be misspelt, and a DENY of nobody forbids nothing.
     pub fn policy_statuses(&self) -> Vec<PolicyStatus> {
@@ -39,25 +50,27 @@ impl Index {
         let authorization = self.objects.authorization.keys().map(of(Kind::AuthorizationPolicy));
         let all = authorization.chain(self.objects.traffic.keys().map(of(Kind::TrafficPolicy)));
         let told = all.filter_map(|key| {
-            let message = self.not_in_force(&key)?;
+            let message = self.standing(&key).but?;
             Some(PolicyStatus { kind: key.kind.name(), policy: key.id.to_string(), message })
         });
         told.take(POLICIES_TOLD_MAX).collect()
     }
 
-    /// What a policy is not in force for, and why. None: for all that it says.
-    pub fn not_in_force(&self, key: &ObjectKey) -> Option<String> {
+    pub fn standing(&self, key: &ObjectKey) -> Standing {
         let none = self.objects.selects_none(key);
-        let missing = self.missing_targets(key).0;
+        let yields = self.yields(key);
+        let yields_everywhere = yields.as_ref().is_some_and(|yields| yields.everywhere);
+        let (missing, without_target) = self.missing_targets(key);
         let said: Vec<String> = [
             none.then(|| format!("selects no pod of namespace {}", key.id.namespace)),
-            self.yields(key).map(|yields| yields.message),
+            yields.map(|yields| yields.message),
             (!missing.is_empty()).then(|| format!("there is no Service {}", missing.join(", "))),
         ]
         .into_iter()
         .flatten()
         .collect();
-        (!said.is_empty()).then(|| said.join("; "))
+        let but = (!said.is_empty()).then(|| said.join("; "));
+        Standing { but, yields_everywhere, without_target }
     }
 
     pub fn route_statuses(&self) -> Vec<RouteStatus> {

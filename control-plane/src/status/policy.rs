@@ -11,12 +11,13 @@ use crate::source::subjects::Subject;
 const PROGRAMMED: &str = "Programmed";
 
 pub(super) fn status(index: &Index, key: &ObjectKey, subject: &Subject, nodes: &Nodes, now: &str) -> Value {
-    let said = index.not_in_force(key).unwrap_or_default();
+    let standing = index.standing(key);
+    let said = standing.but.unwrap_or_default();
     let accepted = if let Some(refused) = &subject.refused {
         Condition::new(ACCEPTED, false, "Invalid", refused.clone())
-    } else if index.yields(key).is_some_and(|yields| yields.everywhere) {
+    } else if standing.yields_everywhere {
         Condition::new(ACCEPTED, false, "Conflicted", said)
-    } else if index.missing_targets(key).1 {
+    } else if standing.without_target {
         Condition::new(ACCEPTED, false, "TargetNotFound", said)
     } else {
         Condition::new(ACCEPTED, true, "Accepted", said)

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::super::readiness::Progress;
-use super::super::finding::Level;
+use super::super::finding::{Level, each_is_told};
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
@@ -289,11 +289,5 @@ fn each_fault_is_named_with_what_to_do() {
             "sk_msg redirect is off: --redirect=off",
         ),
     ];
-    for (spoil, level, part) in cases {
-        let mut facts = good();
-        spoil(&mut facts);
-        let findings = judge(&facts);
-        let told = findings.iter().find(|finding| finding.to_string().contains(part));
-        assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
-    }
+    each_is_told(good, judge, cases);
 }

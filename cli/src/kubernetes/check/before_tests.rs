@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::finding::Level;
+use super::super::finding::{Level, each_is_told};
 use super::super::permissions::{Permission, needed};
 use super::*;
 
@@ -114,13 +114,7 @@ fn each_fault_is_named_with_what_to_do() {
             "in namespaces of the mesh: shop; between pods of the mesh they see TCP to port 15008",
         ),
     ];
-    for (spoil, level, part) in cases {
-        let mut facts = good();
-        spoil(&mut facts);
-        let findings = judge(&facts);
-        let told = findings.iter().find(|finding| finding.to_string().contains(part));
-        assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
-    }
+    each_is_told(good, judge, cases);
 }
 
 #[test]

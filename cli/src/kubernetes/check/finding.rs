@@ -60,3 +60,19 @@ impl fmt::Display for Finding {
         }
     }
 }
+
+/// Each fault, in facts that are good but for it, has a finding of this level that says this.
+#[cfg(test)]
+pub(super) fn each_is_told<Facts>(
+    good: impl Fn() -> Facts,
+    judge: impl Fn(&Facts) -> Vec<Finding>,
+    cases: impl IntoIterator<Item = (fn(&mut Facts), Level, &'static str)>,
+) {
+    for (spoil, level, part) in cases {
+        let mut facts = good();
+        spoil(&mut facts);
+        let findings = judge(&facts);
+        let told = findings.iter().find(|finding| finding.to_string().contains(part));
+        assert_eq!(told.map(|finding| finding.level), Some(level), "{part} in {findings:?}");
+    }
+}
