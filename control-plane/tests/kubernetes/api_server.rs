@@ -103,13 +103,16 @@ impl ApiServer {
             format!("--tls-cert-file={}", at("server.pem")),
             format!("--tls-private-key-file={}", at("server.key")),
             format!("--token-auth-file={}", at("tokens.csv")),
-            "--authorization-mode=RBAC".into(),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-key-file={}", at("accounts.pub")),
             format!("--service-account-signing-key-file={}", at("accounts.key")),
             "--disable-admission-plugins=ServiceAccount".into(),
         ];
+        // The API server adds up what it is told twice.
+        if !further.iter().any(|argument| argument.starts_with("--authorization-mode")) {
+            arguments.push("--authorization-mode=RBAC".into());
+        }
         arguments.extend(further.iter().map(|argument| (*argument).to_owned()));
         let server = started("kube-apiserver", &directory.path().join("server.log"), &arguments);
         let started = Self { directory, address, etcd, server, arguments };

@@ -99,6 +99,15 @@ async fn replace_secret(client: &Client, certificate: &str, key: &str) {
     api.patch("weft-ca", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
 }
 
+/// As an operator who brings another root.
+pub(super) async fn replace_root(client: &Client) {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().pem();
+    replace_secret(client, &root, &key.serialize_pem()).await;
+}
+
 #[tokio::test]
 async fn a_node_is_who_the_api_server_says_and_its_pods_are_looked_up() {
     let server = ApiServer::start(&[]).await;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this file is test code")]
 
 mod api_server;
+mod authorizer;
 mod cluster;
 mod control;
 mod events;

@@ -1,8 +1,11 @@
 //! Only a clear answer is an uninstall: asked of a real TLS server that answers what an API server may.
 
+use std::collections::BTreeSet;
+
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustls::ServerConfig;
 use rustls_pki_types::PrivatePkcs8KeyDer;
+use serde_yaml_ng::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
@@ -198,4 +201,43 @@ async fn a_server_of_another_authority_and_one_that_does_not_answer_are_not_beli
     let port = listener.local_addr().unwrap().port();
     let silent = Cluster { port, ..api.cluster };
     assert!(matches!(silent.ask().await, Err(AskError::Late)));
+}
+
+/// What the API server's authorizer makes of a request: the API group, the resource, the object.
+fn asked_for(request: &str) -> [&str; 3] {
+    let path = request.strip_prefix("GET /").and_then(|rest| rest.split(' ').next()).unwrap();
+    match path.split('/').collect::<Vec<_>>()[..] {
+        ["apis", group, _, "namespaces", "weft-system", resource, name] => [group, resource, name],
+        ["api", "v1", "namespaces", name] => ["", "namespaces", name],
+        _ => panic!("{path}"),
+    }
+}
+
+#[tokio::test]
+async fn the_charts_rights_are_what_is_asked_for_and_no_more() {
+    let api = Api::start().await;
+    api.cluster.verify().await;
+    assert!(!api.cluster.was_removed().await);
+    let requests = api.requests.lock().await;
+    let asked: BTreeSet<_> = requests.iter().map(|request| asked_for(request).map(str::to_owned)).collect();
+
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weft.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let of_node =
+        |document: &&str| document.contains("\nkind: Role\n") && document.contains("  name: weft-node\n");
+    let role: Vec<_> = manifest.split("\n---\n").filter(of_node).collect();
+    let role: Value = serde_yaml_ng::from_str(role[0]).unwrap();
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_sequence().unwrap() {
+        let one = |field: &str| match rule[field].as_sequence().map(Vec::as_slice) {
+            Some([one]) => one.as_str().unwrap().to_owned(),
+            other => panic!("{field}: {other:?}"),
+        };
+        assert_eq!(one("verbs"), "get");
+        granted.insert([one("apiGroups"), one("resources"), one("resourceNames")]);
+    }
+    assert_eq!(asked, granted);
+    // In other roles it has none.
+    let bound = manifest.split("\n---\n").filter(|document| document.contains("\nsubjects:\n"));
+    assert_eq!(bound.filter(|document| document.contains("\n    name: weft-node\n")).count(), 1);
 }
