@@ -12,6 +12,7 @@ mod manifest;
 mod readiness;
 mod release;
 mod sources;
+mod standing;
 mod uninstall;
 mod words;
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use serde_json::Value;
 
 use super::readiness::{Workload, pods};
+use super::standing::{Passing, passing};
 use super::words::{Words as _, is_missing};
 use super::{Cluster, NAMESPACE, Target, exec};
 
@@ -20,6 +22,8 @@ pub(crate) struct Answer {
     /// The node for weft-node, the pod for weft-control.
     pub(crate) name: String,
     pub(crate) value: Result<Value>,
+    /// The pod begins or ends: what it says, or that it says nothing, is no fault.
+    pub(crate) passing: bool,
 }
 
 /// What each answered, by its name.
@@ -86,17 +90,20 @@ pub(crate) fn cluster_config(
 
 /// `/status` of every pod of a workload, in the order of their names; one that hangs is named after `wait_max`, and delays no other.
 pub(super) async fn statuses(cluster: &Cluster, of: Workload, wait_max: Duration) -> Result<Vec<Answer>> {
+    let now = Timestamp::now();
     let ask = |pod: Pod| async move {
         let name = pod_name(&pod);
-        let value = match running(&pod) {
-            true => exec::admin(cluster, &name, of.name(), "/status", wait_max).await,
-            false => Err(anyhow!("{name} does not run")),
+        let passing = passing(&pod, now);
+        let value = match (running(&pod), passing) {
+            (true, _) => exec::admin(cluster, &name, of.name(), "/status", wait_max).await,
+            (false, Some(Passing::Begins)) => Err(anyhow!("{name} does not run yet")),
+            (false, _) => Err(anyhow!("{name} does not run")),
         };
         let shown = match of {
             Workload::Control => name,
             Workload::Node => on_node(&pod).cloned().unwrap_or(name),
         };
-        Answer { name: shown, value }
+        Answer { name: shown, value, passing: passing.is_some() }
     };
     let listed = pods(cluster, of).await?;
     let mut all: Vec<Answer> =

@@ -11,7 +11,8 @@ use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
 
 use super::manifest::{self, Images, kind, name};
-use super::readiness::{Workload, is_ready, pods, why_not_ready};
+use super::readiness::{Workload, pods};
+use super::standing::{is_ready, why_not_ready};
 use super::words::{Words as _, is_missing};
 use super::{Cluster, NAMESPACE, PART_OF, Target, release};
 

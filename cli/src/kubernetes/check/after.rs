@@ -5,6 +5,7 @@
 use serde_json::Value;
 use x509_parser::pem::Pem;
 
+use super::super::readiness::Unready;
 use super::super::release::Release;
 use super::facts::{InstalledFacts, WorkloadFacts};
 use super::finding::{Finding, Level};
@@ -59,9 +60,7 @@ fn rollout(name: &str, workload: &WorkloadFacts, upgrade: &str) -> Vec<Finding> 
     if progress.done {
         findings.push(Finding::ok(name, shown));
     } else {
-        let why = workload.unready.join("; ");
-        let remedy = format!("kubectl --namespace weft-system logs --selector app.kubernetes.io/name={name}");
-        findings.push(Finding::error(name, format!("{shown}: {why}"), remedy));
+        findings.push(underway(name, &shown, &workload.unready));
     }
     for (asked, answer) in &workload.answers {
         match answer {
@@ -86,6 +85,20 @@ fn rollout(name: &str, workload: &WorkloadFacts, upgrade: &str) -> Vec<Finding> 
         ));
     }
     findings
+}
+
+/// A roll-out that is not done: at fault is what is in trouble, not what begins or ends.
+fn underway(name: &str, shown: &str, unready: &[Unready]) -> Finding {
+    let lines: Vec<&str> = unready.iter().map(|pod| pod.line.as_str()).collect();
+    let detail = match lines.is_empty() {
+        true => format!("{shown}: the others are still to be replaced"),
+        false => format!("{shown}: {}", lines.join("; ")),
+    };
+    if unready.iter().all(|pod| pod.passing) {
+        return Finding::warning(name, detail, "it is being rolled out; check again in a minute");
+    }
+    let remedy = format!("kubectl --namespace weft-system logs --selector app.kubernetes.io/name={name}");
+    Finding::error(name, detail, remedy)
 }
 
 fn coverage(facts: &InstalledFacts) -> Option<Finding> {

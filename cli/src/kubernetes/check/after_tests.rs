@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::super::readiness::Progress;
+use super::super::super::readiness::{Progress, Unready};
 use super::super::finding::{Level, each_is_told};
 use super::*;
 
@@ -15,6 +15,10 @@ fn workload(name: &str, status: Value) -> Option<WorkloadFacts> {
         unready: Vec::new(),
         answers: vec![(name.into(), Ok(status))],
     })
+}
+
+fn unready(line: &str, passing: bool) -> Unready {
+    Unready { line: line.into(), passing }
 }
 
 fn control_status() -> Value {
@@ -134,16 +138,33 @@ fn what_helm_installed_is_upgraded_by_helm() {
 #[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
-    let cases: [(Spoil, Level, &str); 32] = [
+    let cases: [(Spoil, Level, &str); 34] = [
         (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
         (
             |f| {
                 let node = f.node.as_mut().unwrap();
                 node.progress = Progress { wanted: 2, ready: 1, done: false };
-                node.unready = vec!["weft-node-x on node2: ErrImagePull".into()];
+                node.unready = vec![
+                    unready("weft-node-x on node2: ErrImagePull", false),
+                    unready("weft-node-y on node1: ends", true),
+                ];
             },
             Level::Error,
-            "1 of 2 ready: weft-node-x on node2: ErrImagePull",
+            "1 of 2 ready: weft-node-x on node2: ErrImagePull; weft-node-y on node1: ends",
+        ),
+        (
+            |f| {
+                let node = f.node.as_mut().unwrap();
+                node.progress = Progress { wanted: 2, ready: 1, done: false };
+                node.unready = vec![unready("weft-node-x on node2: ContainerCreating", true)];
+            },
+            Level::Warning,
+            "1 of 2 ready: weft-node-x on node2: ContainerCreating; it is being rolled out",
+        ),
+        (
+            |f| f.control.as_mut().unwrap().progress = Progress { wanted: 2, ready: 1, done: false },
+            Level::Warning,
+            "weft-control: 1 of 2 ready: the others are still to be replaced; it is being rolled out",
         ),
         (|f| f.node.as_mut().unwrap().answers[0].1 = Err("no".into()), Level::Error, "does not answer: no"),
         (

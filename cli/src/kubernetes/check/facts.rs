@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 
 use super::super::manifest::{self, Images};
-use super::super::readiness::{self, Progress, Workload};
+use super::super::readiness::{self, Progress, Unready, Workload};
 use super::super::release::Release;
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
@@ -164,9 +164,9 @@ pub(super) struct WorkloadFacts {
     pub(super) progress: Progress,
     /// As the manifest labelled it.
     pub(super) version: String,
-    /// A line for each pod that is not ready.
-    pub(super) unready: Vec<String>,
-    /// What each of its pods answered on `/status`, by pod or node.
+    /// What keeps it from being ready.
+    pub(super) unready: Vec<Unready>,
+    /// What each of its pods answered on `/status`, by pod or node; but for those that begin or end.
     pub(super) answers: Vec<(String, Result<Value, String>)>,
 }
 
@@ -242,11 +242,12 @@ async fn workload(
     let mut answers = sources::statuses(cluster, of, exec::STATUS_WAIT_MAX).await?;
     replicas::join(answers.iter_mut().filter_map(|one| Some((one.name.as_str(), one.value.as_mut().ok()?))));
     let told = |answer: sources::Answer| (answer.name, answer.value.map_err(|error| format!("{error:#}")));
+    let unready = readiness::unready(cluster, of, progress.wanted).await?;
     Ok(WorkloadFacts {
         progress,
         version: labels.get(VERSION_LABEL).cloned().unwrap_or_default(),
-        unready: readiness::unready(cluster, of).await?,
-        answers: answers.into_iter().map(told).collect(),
+        unready,
+        answers: answers.into_iter().filter(|answer| !answer.passing).map(told).collect(),
     })
 }
 
