@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use weft_e2e::cluster::{Cluster, names, relay};
+use weft_e2e::cluster::{Cluster, Families, names, relay};
 use weft_e2e::tools::built_beside;
 
 #[derive(Parser)]
@@ -25,7 +25,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Bring the cluster up; one that is up and well stays as it is
-    Up,
+    Up {
+        /// Of which its nodes, pods and Services have addresses; of both, IPv4 comes first
+        #[arg(long, value_enum, default_value = "ipv4")]
+        ip_family: Families,
+    },
     /// Bring Weft into the cluster, or another build of it
     Install {
         /// Where weft, weft-control, weft-node, weft-cni and weft-echo are; by default beside this program
@@ -65,9 +69,9 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let name = arguments.name.as_str();
     match arguments.command {
-        Command::Up => {
+        Command::Up { ip_family } => {
             let start = Instant::now();
-            let cluster = Cluster::up(name)?;
+            let cluster = Cluster::up(name, ip_family)?;
             println!(
                 "cluster {name} is up after {:.0} s; export KUBECONFIG={}",
                 start.elapsed().as_secs_f32(),

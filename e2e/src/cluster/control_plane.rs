@@ -2,7 +2,7 @@
 //! from this machine's loopback to the API server. Each is a part that can be stopped and started alone.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::certificates::{Authority, Subject, kubeconfig};
-use super::network::{API_PORT, CONTROL_IP, netns_of, node_ip};
-use super::{Cluster, tools};
+use super::network::{API_PORT, netns_of};
+use super::{Cluster, Families, tools};
 use crate::lab::process::{Place, start};
 use crate::lab::wait::{self, Hopeless};
 use crate::lab::{cgroup, mesh};
 
 /// The first start of an API server, on two processors that have other work.
 const READY_WAIT_MAX: Duration = Duration::from_secs(90);
-/// Virtual addresses of Services.
-const SERVICE_SUBNET: &str = "10.96.0.0/16";
-const API_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// Parts in the order of their start.
 pub(crate) const PARTS: [&str; 5] =
@@ -40,7 +37,9 @@ impl Cluster {
     pub(crate) fn make_certificates(&self, nodes: u16) -> Result<()> {
         let pki = self.pki();
         let ca = Authority::new(&pki, "ca")?;
-        let servers: Vec<IpAddr> = vec![CONTROL_IP.into(), Ipv4Addr::LOCALHOST.into(), API_SERVICE_IP.into()];
+        let families = self.families().each().iter();
+        let mut servers: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
+        servers.extend(families.clone().flat_map(|family| [family.control(), family.api_service()]));
         let dns = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"];
         ca.sign(
             "apiserver",
@@ -57,24 +56,34 @@ impl Cluster {
         }
         for index in 1..=nodes {
             let node = format!("node{index}");
+            let ips: Vec<_> = families.clone().map(|family| family.node(index)).collect();
             ca.sign(
                 &node,
                 &Subject {
                     name: &format!("system:node:{node}"),
                     group: Some("system:nodes"),
                     dns: &[&node],
-                    ips: &[node_ip(index).into()],
+                    ips: &ips,
                 },
             )?;
         }
         ca.signing_key("service-account")?;
         let front = Authority::new(&pki, "front-proxy-ca")?;
         front.sign("front-proxy-client", &Subject { name: "front-proxy-client", ..Default::default() })?;
-        let server = api_address();
+        let server = self.api_address();
         for user in ["kube-controller-manager", "kube-scheduler"] {
             kubeconfig(&pki.join(format!("{user}.kubeconfig")), &server, ".", user)?;
         }
         Ok(())
+    }
+
+    /// Where the API server listens, in the control plane's namespace.
+    fn api(&self) -> SocketAddr {
+        (self.families().first().control(), API_PORT).into()
+    }
+
+    pub(crate) fn api_address(&self) -> String {
+        format!("https://{}", self.api())
     }
 
     /// Starts all parts and waits until the API server is ready.
@@ -119,7 +128,7 @@ impl Cluster {
         let file = |name: &str| pki.join(name).display().to_string();
         let (program, arguments) = match part {
             "etcd" => (tools::others().join("bin/etcd"), etcd(&self.directory().join("etcd"))),
-            "kube-apiserver" => (tools::kubernetes().join(part), api_server(&file)),
+            "kube-apiserver" => (tools::kubernetes().join(part), api_server(self.families(), &file)),
             "kube-controller-manager" => (tools::kubernetes().join(part), controller_manager(&file)),
             "kube-scheduler" => (tools::kubernetes().join(part), scheduler(&file)),
             _ => bail!("no part {part:?}; there are {}", PARTS.join(", ")),
@@ -138,7 +147,7 @@ impl Cluster {
         let descriptor = listener.as_raw_fd();
         let mut command = Command::new(crate::tools::built_beside().join("weft-cluster"));
         command.args(["relay", "--listener"]).arg(descriptor.to_string());
-        command.args(["--to", &format!("{CONTROL_IP}:{API_PORT}")]);
+        command.args(["--to", &self.api().to_string()]);
         // SAFETY: one system call on a number, between fork and exec; the parent's descriptor stays as it is.
         unsafe {
             command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
@@ -175,18 +184,14 @@ impl Cluster {
     }
 }
 
-pub(crate) fn api_address() -> String {
-    format!("https://{CONTROL_IP}:{API_PORT}")
-}
-
 fn etcd(data: &Path) -> Vec<String> {
     vec![format!("--data-dir={}", data.display()), "--unsafe-no-fsync".into(), "--log-level=warn".into()]
 }
 
-fn api_server(file: &dyn Fn(&str) -> String) -> Vec<String> {
+fn api_server(families: Families, file: &dyn Fn(&str) -> String) -> Vec<String> {
     vec![
         "--etcd-servers=http://127.0.0.1:2379".into(),
-        format!("--advertise-address={CONTROL_IP}"),
+        format!("--advertise-address={}", families.first().control()),
         format!("--secure-port={API_PORT}"),
         format!("--tls-cert-file={}", file("apiserver.pem")),
         format!("--tls-private-key-file={}", file("apiserver.key")),
@@ -209,7 +214,7 @@ fn api_server(file: &dyn Fn(&str) -> String) -> Vec<String> {
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
         format!("--service-account-key-file={}", file("service-account.pub")),
         format!("--service-account-signing-key-file={}", file("service-account.key")),
-        format!("--service-cluster-ip-range={SERVICE_SUBNET}"),
+        format!("--service-cluster-ip-range={}", families.listed(|family| family.services().to_owned())),
     ]
 }
 

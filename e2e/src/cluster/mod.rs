@@ -7,6 +7,7 @@
 pub mod agent;
 mod certificates;
 mod control_plane;
+mod families;
 mod kubectl;
 mod network;
 pub mod next;
@@ -21,7 +22,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use clap::ValueEnum as _;
+
+pub use families::{Families, Family};
 
 use crate::lab::{cgroup, remove_directory, state};
 
@@ -34,6 +38,8 @@ pub const NODES: u16 = 2;
 /// A group whose last process was just reaped can be busy for a moment.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// In the cluster's directory: which [`Families`] it has.
+const FAMILIES_FILE: &str = "ip-family";
 /// Its pods are the first of a node, and the images are there: on a machine with other work.
 const DNS_WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -41,34 +47,44 @@ const DNS_WAIT_MAX: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct Cluster {
     name: String,
+    families: Families,
 }
 
 impl Cluster {
     /// Builds the cluster and waits until its nodes are ready. One that is up and well stays as it is; what is left of one that
     /// is not is removed first.
-    pub fn up(name: &str) -> Result<Self> {
+    pub fn up(name: &str, families: Families) -> Result<Self> {
         state::check_name(name)?;
         check_machine()?;
-        let cluster = Self { name: name.into() };
-        if cluster.is_well() {
-            return Ok(cluster);
+        if let Ok(there) = Self::attach(name)
+            && there.is_well()
+        {
+            let (has, wanted) = (there.families, families);
+            ensure!(
+                has == wanted,
+                "cluster {name} is up, and of {has:?}, not of {wanted:?}: take it down first"
+            );
+            return Ok(there);
         }
         Self::down(name)?;
+        let cluster = Self { name: name.into(), families };
         let directory = cluster.directory();
         fs::create_dir_all(cluster.logs_directory()).with_context(|| directory.display().to_string())?;
         // Keys are below it.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        let named = families.to_possible_value().context("one of clap's values")?;
+        fs::write(directory.join(FAMILIES_FILE), named.get_name())?;
         cluster.make_certificates(NODES)?;
-        network::add_control(name)?;
+        network::add_control(name, families)?;
         for index in 1..=NODES {
-            network::add_node(name, index, NODES)?;
+            network::add_node(name, families, index, NODES)?;
         }
         // Nodes try until the API server is there; meanwhile they unpack their images.
         for node in cluster.nodes() {
             cluster.start_node(&node)?;
         }
         cluster.start_control()?;
-        cluster.apply(&manifests())?;
+        cluster.apply(&cluster.manifests()?)?;
         let crds = tools::gateway_api().display().to_string();
         cluster.kubectl(&["apply", "--server-side", "-k", &crds])?;
         for node in cluster.nodes() {
@@ -81,12 +97,14 @@ impl Cluster {
     /// Goes on with a cluster that is up.
     pub fn attach(name: &str) -> Result<Self> {
         state::check_name(name)?;
-        let cluster = Self { name: name.into() };
-        if !cluster.kubeconfig().exists() {
+        let file = Path::new(RUN_DIRECTORY).join(name).join(FAMILIES_FILE);
+        let families = fs::read_to_string(&file).ok().and_then(|it| Families::from_str(&it, false).ok());
+        let cluster = families.map(|families| Self { name: name.into(), families });
+        let Some(cluster) = cluster.filter(|it| it.kubeconfig().exists()) else {
             let up = names();
             let others = if up.is_empty() { "none is up".into() } else { format!("up: {}", up.join(", ")) };
             bail!("no cluster {name:?} ({others}); `weft-cluster up --name {name}` makes one");
-        }
+        };
         Ok(cluster)
     }
 
@@ -171,6 +189,11 @@ impl Cluster {
         &self.name
     }
 
+    /// Of which its addresses are.
+    pub fn families(&self) -> Families {
+        self.families
+    }
+
     pub fn nodes(&self) -> Vec<String> {
         (1..=NODES).map(|i| format!("node{i}")).collect()
     }
@@ -188,6 +211,15 @@ impl Cluster {
         self.directory().join("kubeconfig")
     }
 
+    /// What runs in every cluster: the roles of the parts, and DNS.
+    fn manifests(&self) -> Result<String> {
+        let dns: Vec<_> = self.families.each().iter().map(|family| family.dns()).collect();
+        Ok(include_str!("../../cluster/manifests/coredns.yaml")
+            .replace("@VERSION@", tools::version("COREDNS_VERSION"))
+            .replace("@DNS@", &self.families.first().dns().to_string())
+            .replace("@DNS_ALL@", &serde_json::to_string(&dns)?))
+    }
+
     /// `<v2 root>/weft-cluster/<cluster>`.
     pub fn cgroup(&self) -> PathBuf {
         // The cluster was built on it, so it is mounted; the usual place stands in if it was unmounted since.
@@ -202,12 +234,6 @@ pub fn names() -> Vec<String> {
     let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
     names.sort();
     names
-}
-
-/// What runs in every cluster: the roles of the parts, and DNS.
-fn manifests() -> String {
-    include_str!("../../cluster/manifests/coredns.yaml")
-        .replace("@VERSION@", tools::version("COREDNS_VERSION"))
 }
 
 /// Where cgroup hierarchies are mounted, old ones too.

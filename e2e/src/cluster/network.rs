@@ -2,18 +2,16 @@
 //! loopback to the API server. Pods' wires are made by the CNI plugins.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::Cluster;
+use super::{Cluster, Families, Family};
 use crate::lab::command::ip_batch;
 use crate::lab::process::Place;
 use crate::lab::{Capture, netns};
 
-/// Where the API server listens, in the control plane's namespace.
-pub(crate) const CONTROL_IP: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 pub(crate) const API_PORT: u16 = 6443;
 
 const FORWARDING: &[(&str, &str)] = &[
@@ -21,60 +19,58 @@ const FORWARDING: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
 ];
-/// Without it an answer between two pods of a node passes the rules that turn a Service's address back.
-const BRIDGE_CALLS: &str = "net/bridge/bridge-nf-call-iptables";
+const FORWARDING_V6: &[(&str, &str)] = &[("net/ipv6/conf/all/forwarding", "1")];
+/// Without them an answer between two pods of a node passes the rules that turn a Service's address back.
+const BRIDGE_CALLS: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 
 /// All namespaces of a cluster begin with this; a node's name follows, or `control`.
 pub(crate) fn netns_of(cluster: &str, place: &str) -> String {
     format!("weftc.{cluster}.{place}")
 }
 
-pub(crate) fn node_ip(index: u16) -> Ipv4Addr {
-    Ipv4Addr::new(172, 30, 0, 10 + index.to_be_bytes()[1])
+/// `ip address`'s arguments. Nobody else has the address: IPv6 need not ask before it is used.
+fn address_on(link: &str, address: IpAddr, family: Family) -> String {
+    let unasked = if family == Family::V6 { " nodad" } else { "" };
+    format!("address add {address}/{} dev {link}{unasked}", family.link_bits())
 }
 
-/// Addresses of a node's pods.
-pub(crate) fn pod_subnet(index: u16) -> String {
-    format!("10.244.{index}.0/24")
+fn add_router(netns: &str, families: Families) -> Result<()> {
+    netns::add(netns)?;
+    families.each().iter().try_for_each(|family| {
+        netns::sysctl(netns, if *family == Family::V4 { FORWARDING } else { FORWARDING_V6 })
+    })
 }
 
-pub(crate) fn add_control(cluster: &str) -> Result<()> {
+pub(crate) fn add_control(cluster: &str, families: Families) -> Result<()> {
     let control = netns_of(cluster, "control");
-    netns::add(&control)?;
-    netns::sysctl(&control, FORWARDING)?;
-    ip_batch(
-        &control,
-        &[
-            "link add br0 type bridge".into(),
-            format!("address add {CONTROL_IP}/24 dev br0"),
-            "link set br0 up".into(),
-        ],
-    )
+    add_router(&control, families)?;
+    let mut lines = vec!["link add br0 type bridge".to_owned()];
+    lines.extend(families.each().iter().map(|family| address_on("br0", family.control(), *family)));
+    lines.push("link set br0 up".into());
+    ip_batch(&control, &lines)
 }
 
-pub(crate) fn add_node(cluster: &str, index: u16, nodes: u16) -> Result<()> {
+pub(crate) fn add_node(cluster: &str, families: Families, index: u16, nodes: u16) -> Result<()> {
     let (control, node) = (netns_of(cluster, "control"), netns_of(cluster, &format!("node{index}")));
-    netns::add(&node)?;
-    netns::sysctl(&node, FORWARDING)?;
-    if netns::inside(&node, || Path::new("/proc/sys").join(BRIDGE_CALLS).exists())? {
-        netns::sysctl(&node, &[(BRIDGE_CALLS, "1")])?;
+    add_router(&node, families)?;
+    for setting in BRIDGE_CALLS {
+        if netns::inside(&node, || Path::new("/proc/sys").join(setting).exists())? {
+            netns::sysctl(&node, &[(setting, "1")])?;
+        }
     }
-    ip_batch(
-        &control,
-        &[
-            format!("link add node{index} type veth peer name eth0 netns {node}"),
-            format!("link set node{index} master br0 up"),
-            format!("route add {} via {}", pod_subnet(index), node_ip(index)),
-        ],
-    )?;
-    let mut on_node = vec![
-        format!("address add {}/24 dev eth0", node_ip(index)),
-        "link set eth0 up".into(),
-        format!("route add default via {CONTROL_IP}"),
+    let mut on_control = vec![
+        format!("link add node{index} type veth peer name eth0 netns {node}"),
+        format!("link set node{index} master br0 up"),
     ];
-    for other in (1..=nodes).filter(|o| *o != index) {
-        on_node.push(format!("route add {} via {}", pod_subnet(other), node_ip(other)));
+    let mut on_node = vec!["link set eth0 up".to_owned()];
+    for family in families.each() {
+        let to_pods = |index| format!("route add {} via {}", family.pods_of(index), family.node(index));
+        on_control.push(to_pods(index));
+        on_node.push(address_on("eth0", family.node(index), *family));
+        on_node.push(format!("route add default via {}", family.control()));
+        on_node.extend((1..=nodes).filter(|other| *other != index).map(to_pods));
     }
+    ip_batch(&control, &on_control)?;
     ip_batch(&node, &on_node)
 }
 
@@ -91,6 +87,12 @@ impl Cluster {
         netns_of(self.name(), "control")
     }
 
+    /// A node's addresses, the cluster's own family first.
+    pub fn node_ips(&self, node: &str) -> Result<Vec<IpAddr>> {
+        let index = Self::node_index(node)?;
+        Ok(self.families().each().iter().map(|family| family.node(index)).collect())
+    }
+
     /// Captures what crosses the link between a node and all others, with a filter in tcpdump's words. One at a time.
     pub fn capture(&self, node: &str, filter: &str) -> Result<Capture> {
         let group = self.cgroup().join("tools").join(format!("capture-{node}"));
@@ -98,7 +100,7 @@ impl Cluster {
         Capture::start(
             place,
             node,
-            node_ip(Self::node_index(node)?),
+            self.families().first().node(Self::node_index(node)?),
             &self.directory().join("captures"),
             filter,
         )

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use serde_json::json;
 
 use super::certificates::{kubeconfig, write};
-use super::control_plane::api_address;
-use super::network::{self, netns_of, node_ip, pod_subnet};
+use super::network::{self, netns_of};
 use super::{Cluster, DATA_DIRECTORY, tools};
 use crate::lab::command::run;
 use crate::lab::process::{Place, start};
@@ -66,7 +66,7 @@ impl Cluster {
             .arg(repository().join("e2e/cluster/node.sh"))
             .arg("outside")
             .env("NODE_NAME", node)
-            .env("NODE_IP", node_ip(index).to_string())
+            .env("NODE_IP", self.families().listed(|family| family.node(index).to_string()))
             .env("NODE_DIRECTORY", self.node_directory(node))
             .env("NODE_LOGS", &logs)
             .env("NODE_DATA", Path::new(DATA_DIRECTORY).join(self.name()).join(node))
@@ -150,16 +150,26 @@ impl Cluster {
         {
             fs::copy(self.pki().join(&file), directory.join(&file)).context(file)?;
         }
-        kubeconfig(&directory.join("kubelet.kubeconfig"), &api_address(), ".", node)?;
-        kubeconfig(&directory.join("kube-proxy.kubeconfig"), &api_address(), ".", "kube-proxy")?;
+        let api = self.api_address();
+        kubeconfig(&directory.join("kubelet.kubeconfig"), &api, ".", node)?;
+        kubeconfig(&directory.join("kube-proxy.kubeconfig"), &api, ".", "kube-proxy")?;
         write(&directory.join("resolv.conf"), "")?;
+        let families = self.families().each();
+        // What host-local and its bridge are told of each family.
+        let ranges: Vec<_> = families.iter().map(|it| json!([{"subnet": it.pods_of(index)}])).collect();
+        let routes: Vec<_> = families.iter().map(|it| json!({"dst": it.everywhere()})).collect();
         for (file, template) in [
             ("kubelet.yaml", include_str!("../../cluster/node/kubelet.yaml")),
             ("kube-proxy.yaml", include_str!("../../cluster/node/kube-proxy.yaml")),
             ("containerd.toml", include_str!("../../cluster/node/containerd.toml")),
             ("10-pods.conflist", include_str!("../../cluster/node/10-pods.conflist")),
         ] {
-            let text = template.replace("@NODE@", node).replace("@PODS@", &pod_subnet(index));
+            let text = template
+                .replace("@NODE@", node)
+                .replace("@DNS@", &self.families().first().dns().to_string())
+                .replace("@PODS@", &self.families().listed(|family| family.pods().to_owned()))
+                .replace("@RANGES@", &json!(ranges).to_string())
+                .replace("@ROUTES@", &json!(routes).to_string());
             write(&directory.join(file), &text)?;
         }
         Ok(())

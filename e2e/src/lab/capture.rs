@@ -1,7 +1,7 @@
 //! Capturing what crosses the link between the nodes.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub struct Capture {
     file: PathBuf,
     group: PathBuf,
     underlay: String,
-    node: Ipv4Addr,
+    node: IpAddr,
 }
 
 impl Lab {
@@ -35,7 +35,7 @@ impl Lab {
         let group = self.cgroup().join("tools").join(format!("capture-{node}"));
         let place = Place { netns: underlay, cgroup: group, files: Vec::new() };
         let reached = network::node_ip(network::node_index(node)?);
-        Capture::start(place, node, reached, &self.directory().join("captures"), filter)
+        Capture::start(place, node, reached.into(), &self.directory().join("captures"), filter)
     }
 }
 
@@ -44,7 +44,7 @@ impl Capture {
     pub(crate) fn start(
         place: Place,
         link: &str,
-        reached: Ipv4Addr,
+        reached: IpAddr,
         directory: &Path,
         filter: &str,
     ) -> Result<Self> {

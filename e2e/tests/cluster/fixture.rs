@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
-use weft_e2e::cluster::Cluster;
 use weft_e2e::cluster::weft::{NAMESPACE, TAG, WORKLOADS};
+use weft_e2e::cluster::{Cluster, Families};
 use weft_e2e::lab::{Packets, wait};
 use weft_e2e::tools::built_beside;
 
@@ -82,7 +82,7 @@ fn cluster() -> Result<&'static Cluster> {
             if let Some(name) = kept() {
                 return Cluster::attach(&name);
             }
-            let cluster = Cluster::up(&format!("test{}", std::process::id()))?;
+            let cluster = Cluster::up(&format!("test{}", std::process::id()), Families::Ipv4)?;
             cluster.install_weft(&built_beside())?;
             Ok::<_, anyhow::Error>(cluster)
         };
