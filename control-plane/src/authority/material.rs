@@ -121,6 +121,11 @@ pub(super) fn certificates(part: &Part) -> Result<Vec<Vec<u8>>, AuthorityError> 
     if found.is_empty() {
         return Err(part.unusable("holds no certificate"));
     }
+    // Else half of the next block's first line would count as text between blocks.
+    let last = part.text.trim_end().rsplit('\n').next().unwrap_or_default();
+    if last.starts_with('-') && !last.ends_with("-----") {
+        return Err(part.unusable("ends in the middle of a line"));
+    }
     Ok(found)
 }
 

@@ -13,9 +13,14 @@ struct Bed {
 
 impl Bed {
     async fn new(settle: Duration) -> Self {
+        Self::with(settle, None).await
+    }
+
+    /// `further`: what the file of further roots holds.
+    async fn with(settle: Duration, further: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let text = directory.path().display().to_string();
-        let settings = Settings::parse_from([
+        let mut settings = Settings::parse_from([
             "weft-control",
             "--manifests",
             &text,
@@ -24,6 +29,11 @@ impl Bed {
             "--cert-lifetime",
             "1h",
         ]);
+        settings.extra_roots = further.map(|text| {
+            let file = directory.path().join("further.pem");
+            std::fs::write(&file, text).unwrap();
+            file
+        });
         let lifetimes = Lifetimes { issuer_settle: settle, ..Lifetimes::default() };
         let domain = "cluster.local".parse().unwrap();
         let authority = Authority::open(&settings, None, domain, lifetimes).await.unwrap();
@@ -149,4 +159,34 @@ async fn an_intermediate_of_a_trusted_root_takes_over_at_once() {
     assert!(bed.authority.advance(true));
     let chain = bed.signed();
     assert!(chain.len() == 2 && bed.believed(&chain));
+}
+
+#[tokio::test]
+async fn roots_stay_while_their_file_is_half_written_and_go_only_by_name() {
+    let (first, second) = (ca(|_| ()).0, ca(|_| ()).0);
+    let bed = Bed::with(Duration::ZERO, Some(&(first.clone() + &second))).await;
+    let whole = bed.authority.bundle();
+    assert_eq!(whole.len(), 3);
+    // Wherever a copy stops: whatever it has is either refused, or has all that was there.
+    let middle = first.len() + second.len() / 2;
+    for (text, told) in [
+        ("", "holds no certificate"),
+        ("\n", "holds no certificate"),
+        ("# the roots of ex", "holds no certificate"),
+        (&first[..first.len() / 2], "is not PEM"),
+        (&(first.clone() + &second)[..middle], "is not PEM"),
+        (&(first.clone() + "-----BEG"), "ends in the middle of a line"),
+        (&(first.clone() + "-----BEGIN CERTIFICATE-----\n"), "is not PEM"),
+    ] {
+        bed.write("further.pem", text);
+        let error = bed.authority.follow().await.unwrap_err().to_string();
+        assert!(error.contains("further.pem") && error.contains(told), "{text:?}: {error}");
+        assert_eq!(bed.authority.status().problem, Some(error));
+        assert_eq!(bed.authority.bundle(), whole, "{text:?}");
+    }
+    bed.write("further.pem", &first);
+    assert_eq!(bed.authority.follow().await.unwrap().unwrap(), whole[..2]);
+    bed.write("further.pem", "# none\n");
+    assert_eq!(bed.authority.follow().await.unwrap().unwrap(), whole[..1]);
+    assert_eq!(bed.authority.status().problem, None);
 }

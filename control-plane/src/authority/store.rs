@@ -5,6 +5,7 @@
 
 mod directory;
 mod secret;
+mod settled;
 
 use std::time::Duration;
 

@@ -52,6 +52,8 @@ pub enum ControlError {
     Token(PathBuf),
     #[error("{0} holds no certificate, or something that is not one")]
     Authority(PathBuf),
+    #[error("{0} is being written")]
+    BeingWritten(PathBuf),
     #[error("a key cannot be made: {0}")]
     Key(#[from] rcgen::Error),
     #[error("the address or authority of the control plane cannot be used: {0}")]

@@ -1,6 +1,7 @@
 //! What the node shows to the control plane and whom it believes there: files that others renew, and its own certificate.
 //!
-//! The files are read again whenever they are needed. One that cannot be used leaves the last good one in place.
+//! The files are read again whenever they are needed. One that cannot be used, or is just being written, leaves the last good one in
+//! place.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,6 +22,8 @@ use crate::identity::Request;
 
 /// Of a token or of a bundle of authorities: beyond any that is one.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Two readings that agree, so far apart, are of a file that nobody is writing.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// The files of the settings.
 pub(super) struct Files {
@@ -37,7 +40,7 @@ impl Files {
 
     /// Whom to believe, as PEM.
     pub(super) async fn authority(&self) -> Result<Arc<String>, ControlError> {
-        let text = match self.read_authority().await {
+        let text = match self.settled_authority(SETTLE).await {
             Ok(text) => Arc::new(text),
             Err(error) => {
                 let Some(good) = self.good.load_full() else { return Err(error) };
@@ -47,6 +50,19 @@ impl Files {
         };
         self.good.store(Some(Arc::clone(&text)));
         Ok(text)
+    }
+
+    /// The first counts as it is: there is nothing that it could replace.
+    async fn settled_authority(&self, pause: Duration) -> Result<String, ControlError> {
+        let text = self.read_authority().await?;
+        if self.good.load().as_deref().is_none_or(|good| *good == text) {
+            return Ok(text);
+        }
+        tokio::time::sleep(pause).await;
+        match self.read_authority().await? == text {
+            true => Ok(text),
+            false => Err(ControlError::BeingWritten(self.authority.clone())),
+        }
     }
 
     async fn read_authority(&self) -> Result<String, ControlError> {

@@ -439,3 +439,30 @@ fn pauses_between_attempts_grow_and_stay_bounded() {
     }
     assert!(reconnect_pause(4, 0) > reconnect_pause(1, 0));
 }
+
+#[tokio::test]
+async fn an_authority_that_is_half_written_replaces_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    let (first, second, third) = (Ca::new().pem, Ca::new().pem, Ca::new().pem);
+    let both = first.clone() + &second;
+    std::fs::write(&file, &both).unwrap();
+    let files = Files::new(file.clone(), directory.path().join("token"));
+    assert_eq!(*files.authority().await.unwrap(), both);
+    for half in ["", &first[..first.len() / 2], "nonsense"] {
+        std::fs::write(&file, half).unwrap();
+        assert_eq!(*files.authority().await.unwrap(), both, "{half:?}");
+    }
+    // Cut between two of them; the rest comes before the second look, which is later than this write however slow all is.
+    let whole = both.clone() + &third;
+    std::fs::write(&file, &first).unwrap();
+    let rest = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        std::fs::write(&file, &whole).unwrap();
+    };
+    let (_, seen) = tokio::join!(rest, files.authority());
+    assert!([&both, &whole].contains(&&*seen.unwrap()));
+    assert_eq!(*files.authority().await.unwrap(), whole);
+    std::fs::write(&file, &first).unwrap();
+    assert_eq!(*files.authority().await.unwrap(), first);
+}

@@ -1,6 +1,6 @@
 //! An authority in files: key (0600) and certificate, made on first start or an operator's; the published bundle (0644).
 //!
-//! Every file is written whole: next to its place, synced, renamed.
+//! Every file is written whole: next to its place, synced, renamed. Those of others need not be: see `settled`.
 
 use std::fs;
 use std::io::Write;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::super::AuthorityError;
 use super::super::material::{Material, PEM_BYTES_MAX, Part, certificates, to_pem};
+use super::settled::Settled;
 use super::{Created, Store};
 use crate::settings::Settings;
 
@@ -18,6 +19,8 @@ const PREVIOUS_FILE: &str = "previous.pem";
 const KEY_FILE: &str = "ca.key";
 const CERT_FILE: &str = "ca.pem";
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// All that a file of further roots holds where there shall be none: one without a certificate may be half of another.
+const NO_ROOTS: &str = "# none";
 
 pub(crate) struct Directory {
     certificate: PathBuf,
@@ -27,6 +30,8 @@ pub(crate) struct Directory {
     roots: Option<PathBuf>,
     published: PathBuf,
     previous: PathBuf,
+    material: Settled<Material>,
+    earlier: Settled<Part>,
 }
 
 fn file_error(file: &Path) -> impl FnOnce(std::io::Error) -> AuthorityError + '_ {
@@ -51,8 +56,30 @@ impl Directory {
             roots: settings.extra_roots.clone(),
             published: directory.join(ROOT_FILE),
             previous: directory.join(PREVIOUS_FILE),
+            material: Settled::default(),
+            earlier: Settled::default(),
         })
     }
+
+    fn material(&self) -> Result<Material, AuthorityError> {
+        let roots = match &self.roots {
+            Some(file) => further_roots(file)?,
+            None => Part { of: "--extra-roots".into(), text: String::new() },
+        };
+        Ok(Material { certificate: read(&self.certificate)?, key: read(&self.key)?, roots })
+    }
+}
+
+fn further_roots(file: &Path) -> Result<Part, AuthorityError> {
+    let mut part = read(file)?;
+    if part.text.trim() == NO_ROOTS {
+        part.text.clear();
+    } else if !part.text.contains("-----BEGIN") {
+        return Err(part.unusable(format!(
+            "holds no certificate; the one line `{NO_ROOTS}` says that there shall be none"
+        )));
+    }
+    Ok(part)
 }
 
 fn read(file: &Path) -> Result<Part, AuthorityError> {
@@ -77,11 +104,7 @@ impl Store for Directory {
         if !self.given && !self.certificate.exists() {
             return Ok(None);
         }
-        let roots = match &self.roots {
-            Some(file) => read(file)?,
-            None => Part { of: "--extra-roots".into(), text: String::new() },
-        };
-        Ok(Some(Material { certificate: read(&self.certificate)?, key: read(&self.key)?, roots }))
+        self.material.read(&self.name(), || self.material()).await.map(Some)
     }
 
     async fn create(&self, material: &Material) -> Result<Created, AuthorityError> {
@@ -101,10 +124,12 @@ impl Store for Directory {
     }
 
     async fn previous(&self) -> Result<Vec<Vec<u8>>, AuthorityError> {
-        if !self.previous.exists() {
-            return Ok(Vec::new());
-        }
-        let part = read(&self.previous)?;
+        let of = self.previous.display().to_string();
+        let once = || match self.previous.exists() {
+            true => read(&self.previous),
+            false => Ok(Part { of: of.clone(), text: String::new() }),
+        };
+        let part = self.earlier.read(&of, once).await?;
         if part.text.trim().is_empty() { Ok(Vec::new()) } else { certificates(&part) }
     }
 
