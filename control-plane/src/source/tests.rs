@@ -236,6 +236,38 @@ fn what_is_misspelt_is_an_error_in_own_kinds_and_a_warning_in_core_kinds() {
 }
 
 #[test]
+fn what_is_misspelt_beside_or_in_the_metadata_is_an_error_in_every_kind() {
+    let policy = "apiVersion: weft.dev/v1alpha1\nkind: AuthorizationPolicy\n";
+    for (text, told) in [
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  labls: {weft.dev/mesh: enabled}\n",
+            "f.yaml:5: there is no field metadata.labls",
+        ),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\nlabels: {weft.dev/mesh: enabled}\n",
+            "f.yaml:4: there is no field labels",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, Annotations: {}}\nspec: {}\n",
+            "f.yaml:3: there is no field metadata.Annotations",
+        ),
+        (
+            &format!(
+                "{policy}metadata: {{name: p, namepsace: shop}}\nspec: {{action: DENY, rules: [{{}}]}}\n"
+            ),
+            "f.yaml:3: there is no field metadata.namepsace",
+        ),
+    ] {
+        assert_eq!(error_of(text), told);
+    }
+    // As `kubectl get -o yaml --show-managed-fields` prints it.
+    let printed = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  creationTimestamp: null\n  resourceVersion: '1'\n  managedFields:\n  \
+                   - apiVersion: v1\n    fieldsType: FieldsV1\n    fieldsV1: {'f:metadata': {'f:labels': {}}}\n    manager: kubectl\n    operation: Update\n\
+                   spec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n";
+    assert_eq!(manifest::parse("f.yaml", printed).unwrap().warnings, []);
+}
+
+#[test]
 fn what_is_misspelt_in_kind_or_version_is_no_other_kind_of_somebody_elses() {
     for (version, kind, line) in [
         ("weft.dev/v1", "AuthorizationPolicy", 1),

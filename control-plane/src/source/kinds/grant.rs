@@ -8,7 +8,7 @@ use weft_proto::model::RouteKind;
 
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, ReferenceGrant};
-use super::{Envelope, id_of};
+use super::{Envelope, id_of, read_strict};
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
@@ -37,7 +37,7 @@ struct Target {
 
 /// None: it is about other references than those of routes to Services.
 pub(super) fn reference_grant(document: &Document<'_>) -> Result<Option<Object>, Refused> {
-    let read: Envelope<Spec> = document.read(|_, _| {})?;
+    let read: Envelope<Spec> = read_strict(document)?;
     let id = id_of(document, &read.metadata)?;
     let from: BTreeSet<(RouteKind, Arc<str>)> = read
         .spec

@@ -1,7 +1,8 @@
 //! Kubernetes objects of each kind reduced to [`Object`]s.
 //!
-//! Core kinds: unknown fields are warnings, since Kubernetes has many that Weft does not need. Weft's own kinds and
-//! those of the Gateway API: unknown fields are errors, since a misspelt policy must not be taken for a weaker one.
+//! Core kinds: unknown fields are warnings, since Kubernetes gets new ones. Weft's own kinds and those of the Gateway API: unknown
+//! fields are errors, since a misspelt policy must not be taken for a weaker one. Of every kind: unknown fields beside and in
+//! `metadata` are errors, since labels that are not seen take what they stand on out of the mesh.
 
 mod bounds;
 mod core;
@@ -157,11 +158,29 @@ fn read_core<T: serde::de::DeserializeOwned>(
     document: &Document<'_>,
     warn: &mut dyn FnMut(usize, String),
 ) -> Result<T, Refused> {
-    document.read(|path, line| {
-        if path != "apiVersion" && path != "kind" {
-            warn(line, format!("field {path} is not known and ignored"));
+    read_with(document, |path, line| warn(line, format!("field {path} is not known and ignored")))
+}
+
+/// An object whose type itself refuses unknown fields.
+fn read_strict<T: serde::de::DeserializeOwned>(document: &Document<'_>) -> Result<T, Refused> {
+    read_with(document, |_, _| {})
+}
+
+/// What all objects have is known to the last field, and none of it is left out: as kubectl has it too.
+fn read_with<T: serde::de::DeserializeOwned>(
+    document: &Document<'_>,
+    mut unknown: impl FnMut(String, usize),
+) -> Result<T, Refused> {
+    let mut misspelt = None;
+    let read = document.read(|path, line| match path.as_str() {
+        "apiVersion" | "kind" => {}
+        _ if path.starts_with("metadata.") || !path.contains('.') => {
+            let message = format!("there is no field {path}");
+            misspelt.get_or_insert(Refused { line, message });
         }
-    })
+        _ => unknown(path, line),
+    })?;
+    misspelt.map_or(Ok(read), Err)
 }
 
 /// Namespace (default: `default`) and name.

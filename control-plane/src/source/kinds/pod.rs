@@ -15,7 +15,7 @@ use weft_proto::model::EXCLUSIONS_MAX;
 use super::super::manifest::{Document, Refused};
 use super::super::object::{Object, Pod};
 use super::probes::probe_ports;
-use super::{Envelope, annotation, id_of, label, listed, read_core, shown, warn_of_unknown};
+use super::{Envelope, annotation, id_of, label, listed, read_core, read_strict, shown, warn_of_unknown};
 
 /// What a kubelet writes into the mirror of a static pod.
 pub(crate) const STATIC_HASH: &str = "kubernetes.io/config.hash";
@@ -51,7 +51,7 @@ fn yes() -> bool {
 }
 
 pub(super) fn pod_status(document: &Document<'_>) -> Result<PodStatus, Refused> {
-    let read: Envelope<PodStatusSpec> = document.read(|_, _| {})?;
+    let read: Envelope<PodStatusSpec> = read_strict(document)?;
     let spec = read.spec;
     Ok(PodStatus {
         id: id_of(document, &read.metadata)?,

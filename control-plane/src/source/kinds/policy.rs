@@ -14,7 +14,7 @@ use super::bounds::{
 };
 use super::crds::{PolicyStatus, some_field};
 use super::edge::refused;
-use super::{Envelope, id_of};
+use super::{Envelope, id_of, read_strict};
 
 /// Who may talk to the pods that are selected. Deny wins; with any ALLOW policy on a pod, what none of them allows is denied.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, kube::CustomResource)]
@@ -300,7 +300,7 @@ pub(super) fn authorization_policy(
     warn: &mut dyn FnMut(usize, String),
 ) -> Result<Object, Refused> {
     use v1::authorization_policy::Action as WireAction;
-    let read: Envelope<AuthorizationPolicySpec> = document.read(|_, _| {})?;
+    let read: Envelope<AuthorizationPolicySpec> = read_strict(document)?;
     let id = id_of(document, &read.metadata)?;
     check(document, &read.spec.rules)?;
     warn_of_no_match(document, &read.spec.rules, warn);

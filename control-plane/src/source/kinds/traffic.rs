@@ -13,7 +13,7 @@ use super::bounds::{self, Selector, VALUES_MAX, at_most};
 use super::crds::PolicyStatus;
 use super::edge::refused;
 use super::route::duration_ms;
-use super::{Envelope, id_of};
+use super::{Envelope, id_of, read_strict};
 
 /// Retries may be a fifth of live requests where a budget is not given.
 const BUDGET_PERCENT_DEFAULT: u32 = 20;
@@ -183,7 +183,7 @@ fn ejection_to_wire(document: &Document<'_>, ejection: &Ejection) -> Result<v1::
 }
 
 pub(super) fn traffic_policy(document: &Document<'_>) -> Result<Object, Refused> {
-    let read: Envelope<TrafficPolicySpec> = document.read(|_, _| {})?;
+    let read: Envelope<TrafficPolicySpec> = read_strict(document)?;
     let id = id_of(document, &read.metadata)?;
     let spec = read.spec;
     at_most(document, "spec.targetRefs", spec.target_refs.len(), VALUES_MAX)?;

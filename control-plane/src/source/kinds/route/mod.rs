@@ -20,7 +20,7 @@ use weft_proto::v1;
 use super::super::manifest::{Document, Refused};
 use super::super::object::Object;
 use super::edge::refused;
-use super::{Envelope, id_of};
+use super::{Envelope, id_of, read_strict};
 
 use self::filter::Filter;
 pub(super) use self::grpc::grpc_route;
@@ -210,7 +210,7 @@ fn read<R: Rule>(
     if document.is_live() && !concerns_services(document)? {
         return Ok(None);
     }
-    let read: Envelope<Spec<R>> = document.read(|_, _| {})?;
+    let read: Envelope<Spec<R>> = read_strict(document)?;
     let id = id_of(document, &read.metadata)?;
     if !read.spec.hostnames.is_empty() {
         warn(
