@@ -132,6 +132,9 @@ pub struct ClientSettings {
     /// Unary calls to make
     #[arg(long, default_value_t = 1)]
     pub requests: u32,
+    /// Milliseconds between two unary calls
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
     /// Messages on each streaming call
     #[arg(long, default_value_t = 10)]
     pub messages: u32,
@@ -197,6 +200,7 @@ async fn unary_calls(
             }
         }
         latencies.add(start.elapsed());
+        tokio::time::sleep(Duration::from_millis(settings.pause_ms)).await;
     }
     Ok(json!({"codes": codes, "versions": versions, "last": last, "ms": latencies.summary()}))
 }

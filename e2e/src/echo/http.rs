@@ -17,6 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::graceful::Watcher;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::codegen::Service as _;
 
@@ -30,6 +31,7 @@ const FILL_CHUNK_BYTES: usize = 64 << 10;
 
 pub(super) async fn serve(
     server: Arc<Server>,
+    open: Watcher,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     from: SocketAddr,
 ) {
@@ -37,7 +39,8 @@ pub(super) async fn serve(
     let service = hyper::service::service_fn(move |request| answer(server.clone(), peer, request));
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     // A client that goes away mid-request is the test's business, not an error of the server.
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    let _ = open.watch(connection).await;
 }
 
 async fn answer(

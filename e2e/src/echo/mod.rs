@@ -21,7 +21,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{io, str::FromStr, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow};
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 
 /// Pending connections a listener holds: tests open many at once.
 const BACKLOG: u32 = 1024;
@@ -90,6 +93,10 @@ pub struct Settings {
     /// Delay of every HTTP answer
     #[arg(long, default_value_t = 0, env = "ECHO_DELAY_MS")]
     pub delay_ms: u64,
+    /// At SIGTERM, stop listening at once, finish the HTTP requests that have come, and end, as most servers do. Without it the signal has its default effect:
+    /// none on process 1 of a pod
+    #[arg(long)]
+    pub graceful: bool,
 }
 
 /// The running application.
@@ -116,18 +123,44 @@ impl Server {
 
     /// Listens on all ports and serves until the process ends.
     pub async fn run(self: Arc<Self>) -> Result<()> {
-        let mut tasks = tokio::task::JoinSet::new();
+        let asked = self.settings.graceful.then(|| signal(SignalKind::terminate())).transpose()?;
+        let open = Arc::new(GracefulShutdown::new());
+        let mut listeners = self.listen_on_all(&open)?;
+        tokio::select! {
+            // What has come is accepted before the listeners close: the kernel would reset it.
+            biased;
+            ended = listeners.join_next() => match ended {
+                Some(ended) => ended.context("a listener's task")?.context("accept"),
+                None => Err(anyhow!(
+                    "no port to serve: give --http, --https, --tcp, --greet, --close-first or --abort"
+                )),
+            },
+            () = received(asked) => {
+                listeners.shutdown().await;
+                let open = Arc::into_inner(open).context("only listeners share it, and they are gone")?;
+                open.shutdown().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// A task for each listener. Those that speak HTTP show their connections to `open`.
+    fn listen_on_all(self: &Arc<Self>, open: &Arc<GracefulShutdown>) -> Result<JoinSet<io::Result<()>>> {
+        let mut tasks = JoinSet::new();
         for port in self.settings.http.clone() {
-            let (server, listener) = (self.clone(), listen(port)?);
+            let (server, listener, open) = (self.clone(), listen(port)?, open.clone());
             tasks.spawn(async move {
-                accept(&listener, |s, from| tokio::spawn(http::serve(server.clone(), s, from))).await
+                let serve = |s, from| tokio::spawn(http::serve(server.clone(), open.watcher(), s, from));
+                accept(&listener, serve).await
             });
         }
         for port in self.settings.https.clone() {
-            let (server, listener, tls) = (self.clone(), listen(port)?, tls::acceptor()?);
+            let (server, listener, open) = (self.clone(), listen(port)?, open.clone());
+            let tls = tls::acceptor()?;
             tasks.spawn(async move {
-                accept(&listener, |s, from| tokio::spawn(tls::serve(server.clone(), tls.clone(), s, from)))
-                    .await
+                let serve =
+                    |s, from| tokio::spawn(tls::serve(server.clone(), open.watcher(), tls.clone(), s, from));
+                accept(&listener, serve).await
             });
         }
         let modes = [
@@ -142,12 +175,7 @@ impl Server {
                 accept(&listener, |s, _| tokio::spawn(tcp::serve(server.clone(), mode, s))).await
             });
         }
-        match tasks.join_next().await {
-            Some(ended) => ended.context("a listener's task")?.context("accept"),
-            None => Err(anyhow!(
-                "no port to serve: give --http, --https, --tcp, --greet, --close-first or --abort"
-            )),
-        }
+        Ok(tasks)
     }
 
     fn count(&self, what: &str, by: u64) -> u64 {
@@ -188,6 +216,14 @@ async fn accept<T>(listener: &TcpListener, each: impl Fn(TcpStream, SocketAddr) 
             // The client gave up, or descriptors ran out for a moment: the next one may do better.
             Err(_) => tokio::task::yield_now().await,
         }
+    }
+}
+
+/// Never, of a signal that is not asked for.
+async fn received(signal: Option<Signal>) {
+    match signal {
+        Some(mut signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use hyper_util::server::graceful::Watcher;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpStream;
@@ -23,9 +24,15 @@ pub(super) fn acceptor() -> Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-pub(super) async fn serve(server: Arc<Server>, tls: TlsAcceptor, stream: TcpStream, from: SocketAddr) {
+pub(super) async fn serve(
+    server: Arc<Server>,
+    open: Watcher,
+    tls: TlsAcceptor,
+    stream: TcpStream,
+    from: SocketAddr,
+) {
     // Who speaks no TLS gets no answer.
     if let Ok(stream) = tls.accept(stream).await {
-        http::serve(server, stream, from).await;
+        http::serve(server, open, stream, from).await;
     }
 }

@@ -298,9 +298,18 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(shop: &Shop<'_>, pod: &str, arguments: &[&str]) -> Result<Self> {
+        Self::spawn(shop, pod, &[&["load", "--timeout-ms", "10000"], arguments].concat())
+    }
+
+    /// gRPC calls of all kinds.
+    pub(crate) fn calls(shop: &Shop<'_>, pod: &str, arguments: &[&str]) -> Result<Self> {
+        Self::spawn(shop, pod, &[&["grpc"], arguments].concat())
+    }
+
+    fn spawn(shop: &Shop<'_>, pod: &str, words: &[&str]) -> Result<Self> {
         let mut kubectl = shop.cluster.kubectl_command();
-        kubectl.args(["-n", shop.namespace, "exec", pod, "--", "weft-echo", "load", "--timeout-ms", "10000"]);
-        kubectl.args(arguments).stdout(std::process::Stdio::piped());
+        kubectl.args(["-n", shop.namespace, "exec", pod, "--", "weft-echo"]).args(words);
+        kubectl.stdout(std::process::Stdio::piped());
         Ok(Self { child: kubectl.spawn()? })
     }
 

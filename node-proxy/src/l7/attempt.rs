@@ -238,7 +238,7 @@ impl<M: Mesh> Session<M> {
                         asking.body.put_back(body);
                         Failure::Unsent
                     }
-                    None => Failure::Broken { reused: lease.reused },
+                    None => Failure::Broken,
                 };
                 (failure, Refusal::new(CloseReason::ServerReset, detail))
             }
@@ -248,7 +248,7 @@ impl<M: Mesh> Session<M> {
             }
         };
         // A connection that was closed for idleness says nothing about the endpoint.
-        let idle = lease.reused && matches!(failure, Failure::Unsent | Failure::Broken { .. });
+        let idle = lease.reused && matches!(failure, Failure::Unsent | Failure::Broken);
         trying.failed(&refusal, !idle);
         Err(Box::new(Failed::new(failure, refusal)))
     }

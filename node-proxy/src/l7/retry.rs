@@ -28,9 +28,9 @@ const ATTEMPTS_MAX: u32 = 16;
 pub(super) enum Failure {
     /// No byte reached the application.
     Unsent,
-    /// Sent, perhaps in part, and the connection ended without an answer; `reused`: one that had served before, so
-    /// most likely closed for idleness while the request was on its way.
-    Broken { reused: bool },
+    /// Sent, perhaps in part, and the connection ended without an answer: closed for idleness while the request was on
+    /// its way, or its server ended.
+    Broken,
     /// The attempt's time-out.
     TimedOut,
     /// Nobody would answer differently: policy, no certificate, no endpoint.
@@ -119,11 +119,10 @@ impl<'a> RetryRules<'a> {
                 }
             }
             Failure::Unsent | Failure::Refused => None,
-            // Closed while idle: once more by itself is safe for what is idempotent by definition.
-            Failure::Broken { reused: true } if self.idempotent && tried.answered == 0 => {
-                Some(Duration::ZERO)
-            }
-            Failure::Broken { .. } => configured.then(pause),
+            // Once more by itself: a proxy may do so with what is idempotent by definition (RFC 9110, 9.2.2), and no more often,
+            // for the request may be what made the server end.
+            Failure::Broken if self.idempotent && tried.answered == 0 => Some(Duration::ZERO),
+            Failure::Broken => configured.then(pause),
             Failure::TimedOut => {
                 (configured && self.codes.contains(&StatusCode::GATEWAY_TIMEOUT)).then(Duration::default)
             }
@@ -212,22 +211,18 @@ mod tests {
         assert_eq!(get.again(Failure::Answered(StatusCode::NOT_FOUND), FRESH, 0), None);
         assert_eq!(get.again(Failure::Answered(StatusCode::BAD_GATEWAY), FRESH, 0), None);
         let post = RetryRules::new(&Method::POST, Some(&configured), None);
-        for failure in
-            [bad, Failure::TimedOut, Failure::Broken { reused: true }, Failure::Broken { reused: false }]
-        {
+        for failure in [bad, Failure::TimedOut, Failure::Broken] {
             assert_eq!(post.again(failure, FRESH, 0), None, "{failure:?}");
         }
         assert_eq!(RetryRules::new(&Method::GET, None, None).again(bad, FRESH, 0), None);
     }
 
     #[test]
-    fn a_connection_that_died_idle_is_forgiven_once_for_idempotent_methods() {
-        let stale = Failure::Broken { reused: true };
+    fn a_connection_that_ended_without_an_answer_is_forgiven_once_for_idempotent_methods() {
         for (method, want) in [(Method::GET, true), (Method::PUT, true), (Method::POST, false)] {
             let rules = RetryRules::new(&method, None, None);
-            assert_eq!(rules.again(stale, FRESH, 0).is_some(), want, "{method}");
-            assert_eq!(rules.again(stale, Tried { answered: 1, ..FRESH }, 0), None);
-            assert_eq!(rules.again(Failure::Broken { reused: false }, FRESH, 0), None);
+            assert_eq!(rules.again(Failure::Broken, FRESH, 0).is_some(), want, "{method}");
+            assert_eq!(rules.again(Failure::Broken, Tried { answered: 1, ..FRESH }, 0), None);
         }
     }
 

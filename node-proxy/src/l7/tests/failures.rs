@@ -217,6 +217,23 @@ async fn a_connection_that_was_closed_while_idle_is_replaced() {
     }
 }
 
+/// A server that ends, as at a SIGTERM that it does not handle, takes with it what it has not answered.
+#[tokio::test]
+async fn a_server_that_ends_on_the_first_request_is_forgiven_only_for_idempotent_methods() {
+    let ends = || App::raw(|mut io, _| async move { drop(head_of(&mut io).await) });
+    // Both orders of picking are met.
+    for method in ["GET", "PUT"].repeat(8) {
+        let fake = Fake::new(vec![ends(), App::says(200, "alive")]);
+        assert_eq!(fake.ask(request(method, "/", "")).await.0, 200, "{method}");
+    }
+    for (method, repeated) in [("GET", 1), ("POST", 0)] {
+        let fake = Fake::new(vec![ends()]);
+        let (status, headers, _) = fake.ask(request(method, "/", "")).await;
+        assert_eq!((status, reason(&headers)), (502, "server_reset"), "{method}");
+        assert_eq!(counted(&fake.telemetry, "weft_retries_total"), repeated, "{method}");
+    }
+}
+
 /// Here nobody can know whether the request was processed.
 #[tokio::test]
 async fn a_connection_that_closes_on_the_request_is_forgiven_only_for_idempotent_methods() {
