@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
-use kube::client::{ClientBuilder, DynBody};
+use kube::client::{Body, ClientBuilder, DynBody};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
-use tower::util::MapResponseLayer;
+use tower::util::{MapRequestLayer, MapResponseLayer};
 
 use crate::settings::Settings;
+use crate::token_file::TokenFile;
 
 /// An API server that is not there must not hold up the next attempt.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -34,7 +36,18 @@ pub(crate) async fn client(settings: &Settings) -> anyhow::Result<Client> {
     config.connect_timeout = Some(CONNECT_WAIT_MAX);
     config.read_timeout = Some(silence_max(settings.watch_time));
     tracing::info!(server = %config.cluster_url, "Kubernetes API server");
-    Ok(ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(with_retry_after)).build())
+    let token = match (&config.auth_info.token, config.auth_info.token_file.take()) {
+        (None, Some(file)) => {
+            Some(TokenFile::open(file.clone().into()).with_context(|| format!("the token in {file}"))?)
+        }
+        _ => None,
+    };
+    let show = move |request: Request<Body>| match &token {
+        Some(token) => token.shown(request),
+        None => request,
+    };
+    let client = ClientBuilder::try_from(config)?.with_layer(&MapResponseLayer::new(with_retry_after));
+    Ok(client.with_layer(&MapRequestLayer::new(show)).build())
 }
 
 type Answer<B> = Response<Either<Full<Bytes>, B>>;

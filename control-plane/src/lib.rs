@@ -13,6 +13,7 @@ pub mod push;
 pub mod settings;
 pub mod source;
 mod status;
+mod token_file;
 pub mod world;
 
 use std::net::SocketAddr;
