@@ -151,9 +151,11 @@ fn check_issuer(part: &Part, der: &[u8], key: &KeyPair) -> Result<OffsetDateTime
     if *certificate.public_key().subject_public_key.data != *key.public_key_raw() {
         return Err(part.unusable("does not belong to the key"));
     }
-    let not_after = certificate.validity().not_after.to_datetime();
+    let (not_before, not_after) =
+        (certificate.validity().not_before, certificate.validity().not_after.to_datetime());
     if !certificate.validity().is_valid() {
-        return Err(part.unusable(format!("is not valid now (it ends at {not_after})")));
+        return Err(part
+            .unusable(format!("is not valid now (it is from {} to {not_after})", not_before.to_datetime())));
     }
     Ok(not_after)
 }
@@ -162,9 +164,10 @@ fn self_signed(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.subject() == certificate.issuer())
 }
 
-/// Whether a root can still make anything believed.
-pub(super) fn in_time(der: &[u8]) -> bool {
-    X509Certificate::from_der(der).is_ok_and(|(_, root)| root.validity().is_valid())
+/// Whether a root ended so long ago, or is none. Its beginning does not count: a clock that is behind is no reason against it.
+pub(super) fn over(der: &[u8], since: Duration) -> bool {
+    let end = X509Certificate::from_der(der).map(|(_, root)| root.validity().not_after.to_datetime());
+    end.map_or(true, |end| end + since <= OffsetDateTime::now_utc())
 }
 
 /// A new root with its key.

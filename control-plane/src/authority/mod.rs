@@ -43,7 +43,7 @@ pub(crate) use self::bundle::{Bundle, NodeVerifier};
 pub use self::csr::CSR_BYTES_MAX;
 pub(crate) use self::join_tokens::JoinTokens;
 pub(crate) use self::live::LivePods;
-use self::material::{Issuing, in_time, merged};
+use self::material::{Issuing, merged, over};
 pub(crate) use self::review::TokenReviews;
 pub use self::service::CertificateService;
 use self::store::{Created, Store};
@@ -54,6 +54,9 @@ use crate::settings::Settings;
 const BACKDATE: Duration = Duration::from_secs(60);
 
 /// Lifetimes that are not settings.
+/// The root of an authority before this one is kept for this long after its end.
+const PREVIOUS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
 #[derive(Debug, Clone, Copy)]
 pub struct Lifetimes {
     /// Of the listener's certificate, which is renewed at half of it.
@@ -244,8 +247,10 @@ impl Authority {
         if replaced {
             previous = merged([previous, present.roots.clone()]);
         }
-        previous.retain(|root| in_time(root) && !stored.roots.contains(root));
-        let bundle = usable_bundle(merged([stored.roots.clone(), previous.clone()]), &self.provider)?;
+        // By a clock that is ahead one seems over that is not: it is not trusted then, and not forgotten yet either.
+        previous.retain(|root| !over(root, PREVIOUS_KEPT) && !stored.roots.contains(root));
+        let trusted = previous.iter().filter(|root| !over(root, Duration::ZERO)).cloned().collect();
+        let bundle = usable_bundle(merged([stored.roots.clone(), trusted]), &self.provider)?;
         self.prove(&stored, &bundle)?;
         self.store.publish(&bundle.roots, &previous).await?;
         let before = self.bundle.load_full();

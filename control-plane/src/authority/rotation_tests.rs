@@ -130,6 +130,28 @@ async fn a_new_authority_signs_only_when_its_root_is_trusted_and_old_certificate
 }
 
 #[tokio::test]
+async fn roots_of_earlier_authorities_outlast_a_clock_that_is_wrong() {
+    let bed = Bed::new(Duration::ZERO).await;
+    let root = |from_days, to_days| {
+        let days = |days| OffsetDateTime::now_utc() + time::Duration::days(days);
+        ca(|params| (params.not_before, params.not_after) = (days(from_days), days(to_days))).0
+    };
+    // As seen by a clock that is behind, by one that is ahead, and by any.
+    bed.write("previous.pem", &[root(2, 100), root(-100, -2), root(-100, -31)].concat());
+    assert_eq!(
+        bed.authority.follow().await.unwrap().unwrap().len(),
+        2,
+        "its own root, and the one of the future"
+    );
+    assert_eq!(
+        bed.read("previous.pem").matches("BEGIN CERTIFICATE").count(),
+        2,
+        "what may be good by another clock"
+    );
+    assert_eq!(bed.authority.follow().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_new_root_settles_before_it_signs_and_can_be_taken_back() {
     let bed = Bed::new(Duration::from_secs(3600)).await;
     let first = (bed.read("ca.pem"), bed.read("ca.key"));
