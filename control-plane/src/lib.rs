@@ -132,6 +132,7 @@ pub async fn start_with(settings: Settings, lifetimes: Lifetimes) -> anyhow::Res
         source,
         tokio::spawn(take_in(world.clone(), received)),
         tokio::spawn(renew(world.clone(), certificate.clone(), lifetimes.server / 2, stop.clone())),
+        tokio::spawn(tell_jumps(stop.clone())),
         tokio::spawn(admin::serve(world.clone(), admin, Pages::All, stop.clone())),
         tokio::spawn(serve(world.clone(), listener, certificate, stop.clone())),
     ];
@@ -179,6 +180,19 @@ async fn take_in(world: Arc<World>, mut batches: mpsc::Receiver<Vec<Event>>) {
     }
 }
 
+/// Whoever reads of certificates that are not valid shall find why.
+async fn tell_jumps(stop: CancellationToken) {
+    let mut clock = weft_admin::clock::Clock::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            seconds = clock.jump() => {
+                tracing::warn!(seconds, "the wall clock jumped; certificates are judged by it, and signed by it from now on");
+            }
+        }
+    }
+}
+
 /// Renews the listener's certificate, and follows the authority's store.
 async fn renew(
     world: Arc<World>,
@@ -198,7 +212,7 @@ async fn renew(
             _ = look.tick() => {
                 let advanced = following.look(&world).await;
                 // By the wall clock too: after a jump of it the timer is too late.
-                if !advanced && !certificate.over_half() {
+                if !advanced && !certificate.due() {
                     continue;
                 }
             }

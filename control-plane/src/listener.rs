@@ -1,6 +1,7 @@
 //! The gRPC listener: TLS with a certificate of Weft's own authority, renewed without closing a connection.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use weft_proto::v1::certificates_server::CertificatesServer;
 
-use crate::authority::{AuthorityError, CSR_BYTES_MAX, CertificateService};
+use crate::authority::{CSR_BYTES_MAX, CertificateService};
 use crate::caller::Caller;
 use crate::handshakes::Handshakes;
 use crate::places::{Counted, Places};
@@ -49,28 +50,29 @@ impl ResolvesServerCert for Current {
 /// The listener's certificate, in use and replaceable.
 pub(crate) struct ServerCertificate {
     current: Arc<Current>,
-    /// Half of its life, by the wall clock.
-    half: Mutex<OffsetDateTime>,
+    /// From its beginning to the half of its life, by the wall clock.
+    good: Mutex<Range<OffsetDateTime>>,
 }
 
 impl ServerCertificate {
     pub(crate) fn issue(world: &World) -> anyhow::Result<Self> {
-        let (certified, half) = certified(world)?;
-        Ok(Self { current: Arc::new(Current(ArcSwap::from_pointee(certified))), half: Mutex::new(half) })
+        let (certified, good) = certified(world)?;
+        Ok(Self { current: Arc::new(Current(ArcSwap::from_pointee(certified))), good: Mutex::new(good) })
     }
 
     pub(crate) fn renew(&self, world: &World) -> anyhow::Result<()> {
         // What fails now is tried again later, and not at every look.
-        *self.half.lock() = OffsetDateTime::now_utc() + RENEWAL_RETRY;
-        let (certified, half) = certified(world)?;
+        let now = OffsetDateTime::now_utc();
+        *self.good.lock() = now..now + RENEWAL_RETRY;
+        let (certified, good) = certified(world)?;
         self.current.0.store(Arc::new(certified));
-        *self.half.lock() = half;
+        *self.good.lock() = good;
         Ok(())
     }
 
-    /// The wall clock says that half of its life is over.
-    pub(crate) fn over_half(&self) -> bool {
-        OffsetDateTime::now_utc() >= *self.half.lock()
+    /// The wall clock says that half of its life is over, or that it is of the future: then the clock was ahead when it was made.
+    pub(crate) fn due(&self) -> bool {
+        !self.good.lock().contains(&OffsetDateTime::now_utc())
     }
 
     fn config(&self, world: &World) -> Result<ServerConfig, rustls::Error> {
@@ -88,11 +90,10 @@ impl ServerCertificate {
     }
 }
 
-fn certified(world: &World) -> anyhow::Result<(CertifiedKey, OffsetDateTime)> {
-    let (chain, key, half) =
-        world.authority.server_certificate().map_err(|e: AuthorityError| anyhow::anyhow!(e))?;
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
-    Ok((CertifiedKey::new(chain, key), half))
+fn certified(world: &World) -> anyhow::Result<(CertifiedKey, Range<OffsetDateTime>)> {
+    let issued = world.authority.server_certificate()?;
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&issued.key)?;
+    Ok((CertifiedKey::new(issued.chain, key), issued.good))
 }
 
 pub(crate) async fn serve(

@@ -203,6 +203,7 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
             .with_context(|| format!("cannot open the CNI socket {}", settings.socket.display()))?;
         tokio::spawn(agent);
     }
+    tokio::spawn(tell_jumps());
     let installed = tokio::spawn(cni::install_once_in_sync(Arc::clone(&node)));
     let noticed = tokio::spawn(cni::keep_notice(Arc::clone(&node)));
     let cluster = Cluster::from_environment(node.settings.daemonset.clone()).map(Arc::new);
@@ -247,6 +248,18 @@ async fn run(settings: Settings, descriptors: Option<u64>) -> Result<()> {
         info!("weft-node ends; the hooks stay, and enrolled pods fail closed until it is back");
     }
     failed.map_or(Ok(()), |reason| Err(anyhow::anyhow!(reason)))
+}
+
+/// Whoever reads of certificates that are not valid shall find why.
+async fn tell_jumps() {
+    let mut clock = weft_admin::clock::Clock::new();
+    loop {
+        let seconds = clock.jump().await;
+        warn!(
+            seconds,
+            "the wall clock jumped; certificates are judged by it, and renewed if they are out of time now"
+        );
+    }
 }
 
 async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -21,6 +21,8 @@ pub struct Status {
     pub node: String,
     pub version: &'static str,
     pub kernel_release: String,
+    /// By this node's wall clock, when it answered: certificates are judged by that.
+    pub clock_unix_s: u64,
     /// Able to serve: in sync, and every enrolled pod is set up or reported below.
     pub ready: bool,
     /// Why it is not.
@@ -165,6 +167,7 @@ impl Node {
             node: node.clone(),
             version: env!("CARGO_PKG_VERSION"),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            clock_unix_s: weft_admin::clock::unix_s(),
             ready: self.ready(),
             unready: self.unready(),
             kernel: self.kernel_status(),

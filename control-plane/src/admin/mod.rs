@@ -204,6 +204,7 @@ fn status(world: &World) -> serde_json::Value {
     let report = world.report.borrow().clone();
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "clock_unix_s": weft_admin::clock::unix_s(),
         "ready": world.synced.load(Ordering::Acquire),
         "trust_domain": trust_domain,
         "revision": revision,

@@ -22,6 +22,7 @@ mod store;
 mod tests;
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,10 +54,10 @@ use crate::settings::Settings;
 /// Clocks of nodes may be behind by this much.
 const BACKDATE: Duration = Duration::from_secs(60);
 
-/// Lifetimes that are not settings.
 /// The root of an authority before this one is kept for this long after its end.
 const PREVIOUS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
+/// Lifetimes that are not settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Lifetimes {
     /// Of the listener's certificate, which is renewed at half of it.
@@ -104,6 +105,14 @@ pub struct Signed {
     pub chain_der: Vec<Vec<u8>>,
     pub not_before: OffsetDateTime,
     pub not_after: OffsetDateTime,
+}
+
+/// The listener's certificate with its key.
+pub struct ServerKey {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+    /// From its beginning to the half of its life.
+    pub good: Range<OffsetDateTime>,
 }
 
 /// With less than this left of the present authority, the next one signs, come what may.
@@ -357,10 +366,8 @@ impl Authority {
         Ok(Signed { chain_der, not_before, not_after })
     }
 
-    /// Key and chain for the listener that nodes connect to, and the half of its life.
-    pub fn server_certificate(
-        &self,
-    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, OffsetDateTime), AuthorityError> {
+    /// For the listener that nodes connect to.
+    pub fn server_certificate(&self) -> Result<ServerKey, AuthorityError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut names = vec![SanType::DnsName("weft-control".to_owned().try_into()?)];
         for name in &self.server_names {
@@ -372,13 +379,14 @@ impl Authority {
         let issuing = self.issuing.load_full();
         let mut params = self.leaf(&issuing, names, self.lifetimes.server)?;
         let now = OffsetDateTime::now_utc();
-        let half = now + (params.not_after - now) / 2;
+        let (not_before, half) = (params.not_before, now + (params.not_after - now) / 2);
         params.distinguished_name.push(DnType::CommonName, "weft-control");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &issuing.issuer)?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(issuing.chain.iter().cloned().map(CertificateDer::from));
-        Ok((chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into(), half))
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        Ok(ServerKey { chain, key, good: not_before..half })
     }
 
     fn leaf(

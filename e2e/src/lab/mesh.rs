@@ -66,6 +66,7 @@ impl Lab {
             .arg("--admin")
             .arg(admin.argument())
             .args(&self.state.options.control_args)
+            .envs(self.clock_environment("control")?)
             .envs(self.state.options.control_env.iter().cloned())
             .env("RUST_BACKTRACE", "1");
         let place =
@@ -106,6 +107,7 @@ impl Lab {
             .args(["--drain-seconds", DRAIN_SECONDS])
             .args(&self.state.options.node_args)
             .envs(self.traces.iter().flat_map(Traces::environment))
+            .envs(self.clock_environment(node)?)
             .envs(self.state.options.node_env.iter().cloned())
             .env("RUST_BACKTRACE", "1");
         // A lab is for looking at, unless the caller says otherwise.

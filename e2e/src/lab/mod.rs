@@ -9,6 +9,7 @@ mod admin;
 mod capture;
 pub mod cgroup;
 mod claim;
+mod clock;
 pub(crate) mod command;
 mod container;
 mod manifest;
@@ -62,6 +63,9 @@ pub struct Options {
     pub control_env: Vec<(String, String)>,
     /// Keep the traces that the nodes export, for [`Lab::traces`].
     pub traces: bool,
+    /// Each process of the mesh has a wall clock of its own, for [`Lab::set_clock`].
+    #[serde(default)]
+    pub clocks: bool,
     /// Where the binaries are; None: beside the running program.
     pub binaries: Option<PathBuf>,
 }
@@ -76,6 +80,7 @@ impl Default for Options {
             control_args: Vec::new(),
             control_env: Vec::new(),
             traces: false,
+            clocks: false,
             binaries: None,
         }
     }

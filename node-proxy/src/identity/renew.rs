@@ -1,5 +1,6 @@
 //! Keeps one identity's certificate fresh: asks, retries, renews at half-life, until told to stop.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -122,10 +123,16 @@ async fn obtain(
 
 /// When a certificate is renewed: between 45 and 55 % of its life. Its times are the wall clock's, and that one may be wrong or jump
 /// (a machine that slept, a clock that is set): whatever it says, a certificate is neither kept past its half-life by the clock that only
-/// goes on, nor asked for again at once.
-#[derive(Debug, Clone, Copy)]
+/// goes on, nor asked for again at once. One that was in time when it came and is so no longer, is of a clock that was wrong, here or at
+/// the control plane: peers do not believe it either, and it is renewed as soon as that is seen.
+#[derive(Debug, Clone)]
 pub(crate) struct Renewal {
     at: SystemTime,
+    /// None: it came out of time, as it will again while the clocks differ.
+    in_time: Option<Range<SystemTime>>,
+    /// For one that is out of time.
+    soonest: Instant,
+    /// For one that is past the half of its life by the wall clock.
     earliest: Instant,
     latest: Instant,
 }
@@ -140,21 +147,30 @@ impl Renewal {
     ) -> Self {
         let lifetime = not_after.duration_since(not_before).unwrap_or_default();
         let share = 0.45 + 0.1 * f64::from(random) / f64::from(u32::MAX);
-        let least = (lifetime / 10).max(Duration::from_millis(RENEW_MS_MIN));
+        let whole = not_before..not_after;
+        let in_time = whole.contains(&obtained.1).then_some(whole);
+        let soonest = Duration::from_millis(RENEW_MS_MIN);
+        let least = (lifetime / 10).max(soonest);
         let left = not_after.duration_since(obtained.1).unwrap_or_default().min(lifetime);
+        // Of one that has little left when it comes, the clocks differ by nearly its life: it must not end before its successor is here.
+        let floor = if in_time.is_some() { least.min(Duration::from_millis(RETRY_MS_MAX)) } else { least };
         Self {
             at: not_before + lifetime.mul_f64(share),
+            in_time,
+            soonest: obtained.0 + soonest,
             earliest: obtained.0 + least,
-            latest: obtained.0 + left.mul_f64(share).max(least),
+            latest: obtained.0 + left.mul_f64(share).max(floor),
         }
     }
 
     /// How long to wait before the clocks are looked at again. None: it is time.
     fn wait(&self, now: Instant, wall: SystemTime) -> Option<Duration> {
-        let (earliest, latest) =
-            (self.earliest.saturating_duration_since(now), self.latest.saturating_duration_since(now));
-        let by_wall = self.at.duration_since(wall).unwrap_or_default().max(earliest);
-        let next = by_wall.min(latest);
+        let until = |at: Instant| at.saturating_duration_since(now);
+        let by_wall = self.at.duration_since(wall).unwrap_or_default().max(until(self.earliest));
+        let mut next = by_wall.min(until(self.latest));
+        if self.in_time.as_ref().is_some_and(|whole| !whole.contains(&wall)) {
+            next = next.min(until(self.soonest));
+        }
         (!next.is_zero()).then(|| next.min(CLOCK_CHECK))
     }
 
@@ -176,8 +192,8 @@ mod tests {
     use super::*;
 
     /// Seconds after it was obtained at which a certificate of 1000 s is renewed, if the wall clock is `ahead` when it comes and jumps
-    /// by `jump` after 100 s.
-    fn renewed_after(ahead: i64, jump: i64) -> u64 {
+    /// by `jump` after so many seconds.
+    fn renewed_after(ahead: i64, jump: i64, jumps_at: u64) -> u64 {
         let (start, now) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000), Instant::now());
         let off = |by: i64| match u64::try_from(by) {
             Ok(by) => start + Duration::from_secs(by),
@@ -186,7 +202,7 @@ mod tests {
         let renewal = Renewal::new(start, start + Duration::from_secs(1000), (now, off(ahead)), u32::MAX / 2);
         let due = |after: &u64| {
             let passed = i64::try_from(*after).unwrap();
-            let wall = off(ahead + passed + if *after > 100 { jump } else { 0 });
+            let wall = off(ahead + passed + if *after > jumps_at { jump } else { 0 });
             renewal.wait(now + Duration::from_secs(*after), wall).is_none()
         };
         (0..2000).find(due).unwrap()
@@ -194,19 +210,29 @@ mod tests {
 
     #[test]
     fn a_certificate_is_renewed_in_time_whatever_the_wall_clock_does() {
-        let close = |(ahead, jump), wanted: u64| {
-            let after = renewed_after(ahead, jump);
-            assert!(after.abs_diff(wanted) <= 1, "ahead {ahead}, jump {jump}: {after} and not {wanted}");
+        let close_at = |(ahead, jump), jumps_at, wanted: u64| {
+            let after = renewed_after(ahead, jump, jumps_at);
+            assert!(
+                after.abs_diff(wanted) <= 1,
+                "ahead {ahead}, jump {jump} at {jumps_at}: {after} and not {wanted}"
+            );
         };
+        let close = |clocks, wanted| close_at(clocks, 100, wanted);
         close((0, 0), 500);
         // Forward: at once, for the certificate may be over now.
         close((0, 300), 200);
         close((0, 5_000), 101);
         close((0, 1_000_000), 101);
-        // Backward: the clock that only goes on counts.
-        close((0, -5_000), 500);
+        // Backward: the clock that only goes on counts, until the certificate is one of the future.
+        close((0, -50), 500);
+        close((0, -5_000), 101);
+        // Forward past its end before a tenth of its life is over, or back again after it came by a clock that was ahead.
+        close_at((0, 5_000), 5, 6);
+        close_at((-10, -5_000), 5, 500);
         // Wrong from the start: neither every second nor never.
         close((600, 0), 100);
+        // So much that little of it is left: before that is over.
+        close((980, 0), 10);
         close((1_000_000, 0), 100);
         close((-1_000_000, 0), 500);
     }

@@ -12,7 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use weft_proto::identity::SpiffeId;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::peer::{Trust, TrustCell, spiffe_id};
 use super::request::Request;
@@ -33,8 +33,21 @@ pub(super) enum SvidError {
     Unreadable(String),
     #[error("the leaf is for {got}")]
     OtherIdentity { got: SpiffeId },
+    #[error(
+        "what the control plane signed just now is valid from {from} to {to}, and here it is {now}: the clocks of this node and the control \
+         plane differ"
+    )]
+    Clocks { from: ASN1Time, to: ASN1Time, now: ASN1Time },
     #[error("the chain does not hold: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// Why a certificate that was made a moment ago is not in time.
+fn clocks_differ(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<SvidError> {
+    let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
+    let now = ASN1Time::from_timestamp(i64::try_from(now.as_secs()).ok()?).ok()?;
+    let (from, to) = (leaf.validity().not_before, leaf.validity().not_after);
+    (now < from || now >= to).then_some(SvidError::Clocks { from, to, now })
 }
 
 /// A workload's certificate.
@@ -65,15 +78,17 @@ impl Svid {
         }
         let (leaf, intermediates) = (&chain[0], &chain[1..]);
         let now = UnixTime::now();
-        trust.verify_client(leaf, intermediates, now)?;
-        trust.verify_server(leaf, intermediates, now, provider)?;
+        let verified = trust
+            .verify_client(leaf, intermediates, now)
+            .and_then(|_| trust.verify_server(leaf, intermediates, now, provider));
+        verified.map_err(|error| clocks_differ(leaf, now).unwrap_or(SvidError::Tls(error)))?;
         let got = spiffe_id(leaf).map_err(rustls::Error::from)?;
         if got != *identity {
             return Err(SvidError::OtherIdentity { got });
         }
         let unreadable = |error: &dyn std::fmt::Display| SvidError::Unreadable(error.to_string());
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| unreadable(&error))?;
-        let at = |time: x509_parser::time::ASN1Time| {
+        let at = |time: ASN1Time| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
         };
         let (not_before, not_after) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
