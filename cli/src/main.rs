@@ -15,6 +15,7 @@ macro_rules! tell {
 }
 
 mod bench;
+mod clocks;
 mod config;
 mod demo;
 mod kubernetes;

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::clocks;
 use crate::replicas::is_elsewhere;
 use crate::table::table;
 
@@ -19,9 +20,12 @@ pub(crate) fn summaries<'a>(
     let is_control = |status: &&Value| status["nodes"].is_object();
     let mut faults =
         Faults::of(answers.iter().filter_map(|(_, answer)| answer.clone().ok()).filter(is_control));
+    let answered = answers.iter().filter_map(|(name, answer)| Some((*name, answer.clone().ok()?)));
+    let wrong = clocks::wrong(answered);
+    let clock = |name: &str| wrong.get(name).copied().map(clocks::shown);
     let blocks = answers.into_iter().map(|(name, answer)| match answer {
-        Ok(status) if is_control(&status) => control(name, status, now_unix_s, &mut faults),
-        Ok(status) => node(name, status, now_unix_s),
+        Ok(status) if is_control(&status) => control(name, status, now_unix_s, clock(name), &mut faults),
+        Ok(status) => node(name, status, now_unix_s, clock(name)),
         Err(error) => format!("{name}  NO ANSWER: {error}\n"),
     });
     blocks.map(|block| format!("{block}\n")).collect()
@@ -84,7 +88,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// `12 s`, `3 min`, `5 h`, `2 d`: as exact as anybody needs.
-fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7_200 => format!("{} min", seconds / 60),
@@ -110,7 +114,7 @@ fn line(out: &mut String, label: &str, shown: &str) {
     let _ = writeln!(out, "  {label:<13}{shown}");
 }
 
-fn control(name: &str, status: &Value, now: u64, told: &mut Faults) -> String {
+fn control(name: &str, status: &Value, now: u64, clock: Option<String>, told: &mut Faults) -> String {
     let ready = match (status["ready"] == true, status["source"]["objects"].is_u64()) {
         (true, _) => "ready",
         (false, true) => "NOT READY: the objects of the API server are not listed yet",
@@ -118,6 +122,9 @@ fn control(name: &str, status: &Value, now: u64, told: &mut Faults) -> String {
     };
     let mut out = format!("{name}  weft-control {}  {ready}\n", text(&status["version"]));
     line(&mut out, "trust domain", text(&status["trust_domain"]));
+    if let Some(wrong) = clock {
+        line(&mut out, "clock", &format!("WRONG: {wrong}"));
+    }
     let nodes: Vec<_> = status["nodes"].as_object().into_iter().flatten().collect();
     let is_in_sync = |node: &Value| node["in_sync"] == true || node["elsewhere"]["in_sync"] == true;
     let in_sync = nodes.iter().filter(|(_, node)| is_in_sync(node)).count();
@@ -154,7 +161,7 @@ fn control(name: &str, status: &Value, now: u64, told: &mut Faults) -> String {
     out
 }
 
-fn node(name: &str, status: &Value, now: u64) -> String {
+fn node(name: &str, status: &Value, now: u64, clock: Option<String>) -> String {
     let reasons: Vec<&str> = list(&status["unready"]).map(text).collect();
     let ready = match (status["ready"] == true, status["draining"] == true) {
         (true, _) => "ready".to_owned(),
@@ -163,6 +170,9 @@ fn node(name: &str, status: &Value, now: u64) -> String {
     };
     let (version, kernel) = (text(&status["version"]), text(&status["kernel_release"]));
     let mut out = format!("{name}  weft-node {version}  Linux {kernel}  {ready}\n");
+    if let Some(wrong) = clock {
+        line(&mut out, "clock", &format!("WRONG: {wrong}"));
+    }
     line(&mut out, "control", &control_connection(&status["control"], now));
     for refusal in list(&status["control"]["refused"]) {
         line(&mut out, "refused", text(refusal));
@@ -301,6 +311,17 @@ mod tests {
     fn summary(name: &str, status: &Value, now_unix_s: u64) -> String {
         let text = summaries([(name, Ok(status))], now_unix_s);
         text.strip_suffix('\n').unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_told_where_it_is() {
+        let control = json!({"nodes": {}, "clock_unix_s": NOW});
+        let node = |ahead: i64| json!({"node": "n", "clock_unix_s": i64::try_from(NOW).unwrap() + ahead});
+        let (right, wrong) = (node(3), node(200_000));
+        let text = summaries([("control", Ok(&control)), ("node1", Ok(&right)), ("node2", Ok(&wrong))], NOW);
+        let told: Vec<_> = text.split("\n\n").filter(|block| block.contains("clock")).collect();
+        assert!(matches!(told[..], [block] if block.starts_with("node2")), "{text}");
+        assert!(told[0].contains("clock        WRONG: 2 d ahead of the others'"), "{text}");
     }
 
     #[test]

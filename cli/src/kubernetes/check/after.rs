@@ -10,6 +10,7 @@ use super::super::release::Release;
 use super::facts::{InstalledFacts, WorkloadFacts};
 use super::finding::{Finding, Level};
 use super::node;
+use crate::clocks;
 use crate::replicas::is_elsewhere;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -40,7 +41,27 @@ pub(super) fn judge(facts: &InstalledFacts) -> Vec<Finding> {
     for (name, status) in answered(facts.node.as_ref()) {
         findings.extend(node::judge(name, status, facts.now_unix_s));
     }
+    findings.extend(wall_clocks(facts));
     findings
+}
+
+/// Certificates are judged by them.
+fn wall_clocks(facts: &InstalledFacts) -> Vec<Finding> {
+    let named = |kind: &'static str, workload| {
+        answered(workload).map(move |(name, answer)| (format!("{kind} {name}"), answer))
+    };
+    let answers = named("weft-control", facts.control.as_ref()).chain(named("node", facts.node.as_ref()));
+    let answers: Vec<_> = answers.collect();
+    let wrong = clocks::wrong(answers.iter().map(|(name, answer)| (name.as_str(), *answer)));
+    let told = wrong.into_iter().map(|(name, ahead)| {
+        let detail = format!("its wall clock is {}", clocks::shown(ahead));
+        Finding::error(
+            name,
+            detail,
+            "certificates are judged by it: set it right (NTP); docs/identity.md, Clocks",
+        )
+    });
+    told.collect()
 }
 
 /// Brings what is installed to the version of this command.

@@ -138,7 +138,7 @@ fn what_helm_installed_is_upgraded_by_helm() {
 #[test]
 fn each_fault_is_named_with_what_to_do() {
     type Spoil = fn(&mut InstalledFacts);
-    let cases: [(Spoil, Level, &str); 34] = [
+    let cases: [(Spoil, Level, &str); 35] = [
         (|f| f.control = None, Level::Error, "weft-control: is not there; weft install"),
         (
             |f| {
@@ -271,6 +271,14 @@ fn each_fault_is_named_with_what_to_do() {
             },
             Level::Error,
             "the certificate of spiffe://c/ns/a/sa/b ends in 10 s: away; its pods",
+        ),
+        (
+            |f| {
+                status_of(&mut f.control)["clock_unix_s"] = NOW.into();
+                status_of(&mut f.node)["clock_unix_s"] = (NOW - 172_800).into();
+            },
+            Level::Error,
+            "node node1: its wall clock is 2 d behind the others'; certificates are judged by it",
         ),
         (
             |f| status_of(&mut f.node)["control"]["certificate"]["not_after_unix_s"] = (NOW - 1).into(),
