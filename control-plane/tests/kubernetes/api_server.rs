@@ -153,6 +153,16 @@ impl ApiServer {
         file
     }
 
+    /// Of whoever has the token in this file.
+    pub(crate) fn kubeconfig_of_file(&self, token: &Path) -> PathBuf {
+        let text = std::fs::read_to_string(self.kubeconfig()).unwrap();
+        let text =
+            text.replace(&format!("token: {ADMIN_TOKEN}"), &format!("tokenFile: '{}'", token.display()));
+        let file = self.directory.path().join("kubeconfig-of-a-file");
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
     /// Of the same administrator, by way of a proxy on loopback.
     pub(crate) fn kubeconfig_by(&self, proxy: SocketAddr) -> PathBuf {
         let file = self.directory.path().join("kubeconfig-proxy");

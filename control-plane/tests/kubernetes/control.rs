@@ -1,6 +1,7 @@
 //! `weft-control` as a process: its log, its admin endpoint, and the connections of nodes to it.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -37,6 +38,17 @@ impl Control {
 
     /// By another way to the API server, with further arguments.
     pub(crate) fn start_by(server: &ApiServer, kubeconfig: &Path, name: &str, further: &[&str]) -> Self {
+        Self::start_in(server, kubeconfig, name, further, &[])
+    }
+
+    /// In another environment, too.
+    pub(crate) fn start_in(
+        server: &ApiServer,
+        kubeconfig: &Path,
+        name: &str,
+        further: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Self {
         let at = |suffix: &str| server.directory.path().join(format!("{name}.{suffix}"));
         let (log, admin) = (at("log"), at("sock"));
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -49,11 +61,20 @@ impl Control {
             .args(further)
             .env("KUBECONFIG", kubeconfig)
             .env("NO_COLOR", "1")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         Self { child, address, log, admin }
+    }
+
+    /// Seconds of processor time so far.
+    pub(crate) fn processor_seconds(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // Behind the name, which may hold anything: utime and stime are fields 14 and 15, in hundredths.
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>() / 100
     }
 
     pub(crate) fn log(&self) -> String {
@@ -101,6 +122,15 @@ impl Control {
     }
 
     pub(crate) async fn sign_node(&self, root: &str, token: &str) -> Result<Identity, Status> {
+        Ok(self.sign_node_for(root, token).await?.0)
+    }
+
+    /// With the certificate's beginning and end.
+    pub(crate) async fn sign_node_for(
+        &self,
+        root: &str,
+        token: &str,
+    ) -> Result<(Identity, Range<i64>), Status> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         let mut request = Request::new(SignNodeRequest { csr_der: csr(&key) });
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -108,7 +138,8 @@ impl Control {
         let answer: SignResponse = client.sign_node(request).await?.into_inner();
         let blocks: Vec<_> =
             answer.chain_der.into_iter().map(|der| pem::Pem::new("CERTIFICATE", der)).collect();
-        Ok(Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem()))
+        let times = answer.not_before_unix_s..answer.not_after_unix_s;
+        Ok((Identity::from_pem(pem::encode_many(&blocks), key.serialize_pem()), times))
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod api_server;
 mod authorizer;
+mod clock;
 mod cluster;
 mod control;
 mod events;

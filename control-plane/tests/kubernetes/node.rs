@@ -66,7 +66,8 @@ impl Node {
         Self::show(address, root, &self.name, self.shown).await
     }
 
-    async fn show(address: std::net::SocketAddr, root: &str, name: &str, shown: Identity) -> Self {
+    /// With a certificate that was made elsewhere.
+    pub(crate) async fn show(address: std::net::SocketAddr, root: &str, name: &str, shown: Identity) -> Self {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(root))
             .domain_name("weft-control")
