@@ -12,6 +12,7 @@ mod places;
 pub mod push;
 pub mod settings;
 pub mod source;
+mod stale;
 mod status;
 mod token_file;
 pub mod world;

@@ -10,6 +10,7 @@ use weft_proto::model::{
     Service, ServicePort, Workload,
 };
 
+use super::concerned::authorization;
 use super::interest::Edge;
 use super::objects::RouteName;
 use super::{Changes, Dirty, Index, Referrer, RouteEntry, Sent, WorkloadEntry};
@@ -78,6 +79,9 @@ impl Index {
         {
             return;
         }
+        if let Some(pod) = self.objects.pods.get(id) {
+            changes.status.extend(self.traffic_about(pod));
+        }
         let common = |uid: &PodUid| self.common(&ResourceKey::Workload(uid.clone()));
         let old_common = old_uid.as_ref().and_then(common);
         let next_common = next.as_ref().and_then(|(uid, _)| common(uid));
@@ -110,6 +114,7 @@ impl Index {
         };
         if whole == Edge::Crossed {
             changes.whole.insert(node.clone());
+            self.concerned_by_interest(&mut changes.status);
         }
         if in_namespace == Edge::Crossed {
             let first = NamespacedName { namespace: namespace.clone(), name: "".into() };
@@ -118,6 +123,7 @@ impl Index {
             let consumers = routes.filter(|(_, route)| !route.producer);
             for ((id, kind), _) in consumers {
                 changes.for_node(node, kind.key(id.clone()));
+                changes.status.insert(ObjectKey { kind: Kind::of_route(*kind), id: id.clone() });
             }
         }
         for policy in &entry.policies {
@@ -128,6 +134,7 @@ impl Index {
             };
             if edge == Edge::Crossed {
                 changes.for_node(node, ResourceKey::AuthorizationPolicy(policy.clone()));
+                changes.status.insert(authorization(policy));
             }
         }
     }
@@ -192,7 +199,7 @@ impl Index {
     /// The most specific word counts: a policy that selects the pod, a policy of its namespace, the namespace's label.
     /// Among equals STRICT wins.
     pub(super) fn inbound_mode(&self, pod: &Pod) -> InboundMode {
-        let inbounds: Vec<_> = self.objects.inbounds_for(pod).collect();
+        let inbounds: Vec<_> = self.objects.inbounds_for(pod).map(|(_, inbound)| inbound).collect();
         let strictest = |modes: Vec<InboundMode>| {
             let permissive = modes.iter().all(|mode| *mode == InboundMode::Permissive);
             (!modes.is_empty()).then_some(if permissive {
@@ -303,7 +310,10 @@ impl Index {
         });
         let key = kind.key(id.clone());
         let before = self.common(&key);
-        replace(&mut self.routes, name.clone(), next, || changes.everywhere(key, before));
+        replace(&mut self.routes, name.clone(), next, || {
+            changes.everywhere(key, before);
+            changes.status.insert(ObjectKey { kind: Kind::of_route(*kind), id: id.clone() });
+        });
     }
 
     /// The route with its references checked: backends that cannot be resolved are marked, mirrors left out.

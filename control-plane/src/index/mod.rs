@@ -4,6 +4,7 @@
 //! computed again (`derive`). Who needs a resource is a question of counts per node (`interest`), so an answer costs a
 //! look-up. Start at [`Index::apply`] and [`Index::wanted`].
 
+mod concerned;
 mod conflicts;
 mod derive;
 mod interest;
@@ -65,8 +66,8 @@ pub struct Changes {
     pub by_node: BTreeMap<Arc<str>, BTreeSet<ResourceKey>>,
     /// Nodes for which everything may differ.
     pub whole: BTreeSet<Arc<str>>,
-    /// A route, a policy, or what they refer to: their status may read otherwise, even if no node is told anything.
-    pub status: bool,
+    /// Routes and policies whose status may read otherwise, even if no node is told anything.
+    pub status: BTreeSet<ObjectKey>,
 }
 
 impl Changes {
@@ -96,19 +97,6 @@ struct WorkloadEntry {
     enrolled: bool,
 }
 
-/// Kinds with a status, and those that one speaks of. Pods count by what nodes are told of them.
-fn concerns_status(kind: Kind) -> bool {
-    !matches!(
-        kind,
-        Kind::Namespace
-            | Kind::Node
-            | Kind::ServiceAccount
-            | Kind::Pod
-            | Kind::EndpointSlice
-            | Kind::JoinToken
-    )
-}
-
 /// A workload as this node should hold it; `active`: whether it has enrolled pods.
 fn of_workload<'a>(entry: &'a WorkloadEntry, node: &str, active: bool) -> Option<&'a Arc<Sent>> {
     match &entry.others {
@@ -132,6 +120,7 @@ struct Dirty {
     endpoints: BTreeSet<NamespacedName>,
     routes: BTreeSet<RouteName>,
     mesh: bool,
+    status: BTreeSet<ObjectKey>,
 }
 
 #[derive(Debug)]
@@ -236,6 +225,7 @@ impl Index {
         if dirty.mesh {
             self.derive_mesh(&mut changes);
         }
+        changes.status.append(&mut dirty.status);
         self.derive(dirty, &mut changes);
         if !changes.is_empty() {
             self.revision.0 += 1;
@@ -253,7 +243,6 @@ impl Index {
         self.objects.insert(object);
         self.mark(&key, dirty);
         self.policy_changed(&key, changes);
-        changes.status |= concerns_status(key.kind);
     }
 
     fn delete_object(&mut self, key: &ObjectKey, dirty: &mut Dirty, changes: &mut Changes) {
@@ -261,12 +250,12 @@ impl Index {
         self.objects.remove(key);
         self.mark(key, dirty);
         self.policy_changed(key, changes);
-        changes.status |= concerns_status(key.kind);
     }
 
     /// Marks what is derived from an object, as it stands now.
     fn mark(&self, key: &ObjectKey, dirty: &mut Dirty) {
         let id = &key.id;
+        self.concerned_by(key, &mut dirty.status);
         match key.kind {
             Kind::Namespace => {
                 dirty.mesh = true;

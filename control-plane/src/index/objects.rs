@@ -360,11 +360,14 @@ impl Objects {
     }
 
     /// What TrafficPolicies say of how this pod takes connections in.
-    pub(super) fn inbounds_for<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Inbound> {
+    pub(super) fn inbounds_for<'a>(
+        &'a self,
+        pod: &'a Pod,
+    ) -> impl Iterator<Item = (&'a NamespacedName, &'a Inbound)> {
         let candidates = self.inbound_selectors.candidates(&pod.id.namespace, &pod.labels).into_iter();
         candidates
-            .filter_map(|id| self.traffic.get(id)?.inbound.as_ref())
-            .filter(|inbound| inbound.selector.as_ref().is_none_or(|s| selects(s, &pod.labels)))
+            .filter_map(|id| Some((id, self.traffic.get(id)?.inbound.as_ref()?)))
+            .filter(|(_, inbound)| inbound.selector.as_ref().is_none_or(|s| selects(s, &pod.labels)))
     }
 
     pub(super) fn slices_of<'a>(

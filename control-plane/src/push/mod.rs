@@ -22,6 +22,8 @@ use self::holding::Pending;
 pub use self::service::DiscoveryService;
 pub use self::wire::DiscoveryServer;
 use crate::index::{Changes, Wanted};
+use crate::source::ObjectKey;
+use crate::stale::Stale;
 
 /// Nodes of a large cluster, twice.
 const SESSIONS_MAX: usize = 10_000;
@@ -84,15 +86,8 @@ struct Sessions {
 #[derive(Debug, Default)]
 pub struct Hub {
     sessions: Mutex<Sessions>,
-    /// What status is counted from has changed: what nodes should hold, or what they do.
-    pub counts_changed: Notify,
-}
-
-/// Whether status may read otherwise after these changes. Endpoints come and go all the time, and have none.
-fn concern_status(changes: &Changes) -> bool {
-    let mut keys = changes.everywhere.keys().chain(changes.by_node.values().flatten());
-    !changes.whole.is_empty()
-        || keys.any(|key| !matches!(key, ResourceKey::Endpoint { .. } | ResourceKey::Mesh))
+    /// What is counted from has changed: what nodes should hold, or what they do.
+    pub stale: Stale,
 }
 
 pub(crate) fn unix_s() -> u64 {
@@ -102,10 +97,8 @@ pub(crate) fn unix_s() -> u64 {
 impl Hub {
     /// Tells the sessions which keys to look at again. Called while the index is still held for writing: what a session then sees of
     /// the index, and what it was told of, is the same.
-    pub fn changed(&self, changes: Changes) {
-        if concern_status(&changes) {
-            self.counts_changed.notify_one();
-        }
+    pub fn changed(&self, mut changes: Changes) {
+        self.stale.add(std::mem::take(&mut changes.status));
         if changes.is_empty() {
             return;
         }
@@ -159,7 +152,8 @@ impl Hub {
         let status = sessions.status.entry(node.clone()).or_default();
         status.connected = true;
         status.agent_version = agent_version;
-        self.counts_changed.notify_one();
+        // It is told everything, too.
+        self.stale.add_all();
         Some(session)
     }
 
@@ -168,7 +162,7 @@ impl Hub {
         if sessions.by_node.get(&session.node).is_some_and(|current| current.id == session.id) {
             sessions.by_node.remove(&session.node);
             sessions.held.remove(&session.node);
-            self.counts_changed.notify_one();
+            self.stale.add_all();
             if let Some(status) = sessions.status.get_mut(&session.node) {
                 status.connected = false;
             }
@@ -181,8 +175,13 @@ impl Hub {
         }
     }
 
-    /// What a node holds now (None: no more).
-    fn holding(&self, node: &Arc<str>, resources: Vec<(ResourceKey, Option<u64>)>) {
+    /// What a node holds now (None: no more), with the objects whose status counts it.
+    fn holding(
+        &self,
+        node: &Arc<str>,
+        resources: Vec<(ResourceKey, Option<u64>)>,
+        counted_by: BTreeSet<ObjectKey>,
+    ) {
         if resources.is_empty() {
             return;
         }
@@ -195,7 +194,7 @@ impl Hub {
             }
         }
         drop(sessions);
-        self.counts_changed.notify_one();
+        self.stale.add(counted_by);
     }
 
     /// Of these nodes, in their order: those that are connected here, by whether they hold all of what they should.

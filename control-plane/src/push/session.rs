@@ -2,7 +2,7 @@
 //!
 //! A resource that the node refused is left out until it changes; the rest of the refused delta is sent again at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,12 +58,8 @@ pub(super) async fn run(
     mut inbound: Streaming<v1::NodeMessage>,
     out: &Out,
 ) -> Result<(), Status> {
-    let counted: Vec<_> = {
-        let index = world.index.read();
-        let counted = held.iter().filter(|(key, _)| index.counts(&session.node, key));
-        counted.map(|(key, version)| (key.clone(), Some(*version))).collect()
-    };
-    world.hub.holding(&session.node, counted);
+    let known = held.iter().map(|(key, version)| (key, Some(*version)));
+    note_held(world, session, known);
     let mut state = State {
         world,
         session,
@@ -106,6 +102,23 @@ pub(super) async fn run(
             () = overdue => return Err(Status::deadline_exceeded("the last delta was not answered")),
         }
     }
+}
+
+/// Remembers, of what a node holds now, what status is counted from.
+fn note_held<'a>(
+    world: &World,
+    session: &Session,
+    held: impl Iterator<Item = (&'a ResourceKey, Option<u64>)>,
+) {
+    let (mut resources, mut counted_by) = (Vec::new(), BTreeSet::new());
+    {
+        let index = world.index.read();
+        for (key, version) in held.filter(|(key, _)| index.counts(&session.node, key)) {
+            resources.push((key.clone(), version));
+            counted_by.extend(index.counted_by(key));
+        }
+    }
+    world.hub.holding(&session.node, resources, counted_by);
 }
 
 /// How far the outstanding delta was cut into messages.
@@ -190,13 +203,7 @@ impl State<'_> {
     }
 
     fn acked(&mut self, outstanding: &Outstanding) {
-        let counted: Vec<_> = {
-            let index = self.world.index.read();
-            let outcome = outstanding.difference.outcome();
-            let counted = outcome.filter(|(key, _)| index.counts(&self.session.node, key));
-            counted.map(|(key, version)| (key.clone(), version)).collect()
-        };
-        self.world.hub.holding(&self.session.node, counted);
+        note_held(self.world, self.session, outstanding.difference.outcome());
         if !self.refused.is_empty() {
             for (key, _) in outstanding.difference.outcome() {
                 self.refused.remove(key);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::Notify;
 
 use super::ObjectKey;
+use crate::stale::Stale;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
@@ -39,13 +39,13 @@ pub struct Remark {
 pub struct Subjects {
     current: Mutex<BTreeMap<ObjectKey, Arc<Subject>>>,
     remarks: Mutex<BTreeMap<ObjectKey, Arc<Remark>>>,
-    pub changed: Notify,
+    pub stale: Stale,
 }
 
 impl Subjects {
     pub fn set(&self, key: &ObjectKey, subject: Subject) {
         self.current.lock().insert(key.clone(), Arc::new(subject));
-        self.changed.notify_one();
+        self.stale.add([key.clone()]);
     }
 
     /// None: nothing is wrong with it any more.
@@ -58,19 +58,25 @@ impl Subjects {
             None => self.remarks.lock().remove(key).is_some(),
         };
         if differs {
-            self.changed.notify_one();
+            self.stale.wake();
         }
     }
 
     /// The object is gone.
     pub fn forget(&self, key: &ObjectKey) {
-        self.current.lock().remove(key);
-        self.remarks.lock().remove(key);
-        self.changed.notify_one();
+        let had_status = self.current.lock().remove(key).is_some();
+        self.stale.add(had_status.then(|| key.clone()));
+        if self.remarks.lock().remove(key).is_some() {
+            self.stale.wake();
+        }
     }
 
     pub fn remarks(&self) -> BTreeMap<ObjectKey, Arc<Remark>> {
         self.remarks.lock().clone()
+    }
+
+    pub fn of(&self, key: &ObjectKey) -> Option<Arc<Subject>> {
+        self.current.lock().get(key).cloned()
     }
 
     pub fn all(&self) -> Vec<(ObjectKey, Arc<Subject>)> {

@@ -1,22 +1,22 @@
 //! Status in the Kubernetes API: what became of each route and policy, and which nodes have it; and events (`events`) on objects
 //! that have no status of Weft's.
 //!
-//! Every replica publishes what its own nodes have (`replicas`); the one that holds the Lease (`lease`) writes. What stands
-//! there already is not written again; writes are bounded per second, and made against the version that was read. Start at
-//! [`run`]; what is written is decided in `route` and `policy`.
+//! Every replica counts which of its own nodes have what (`ledger`) and publishes it (`replicas`); the one that holds the Lease (`lease`)
+//! writes. A round looks at what has changed since the last; what stands there already is not written again; writes are bounded per
+//! second, and made against the version that was read. Start at [`run`]; what is written is decided in `route` and `policy`.
 
 mod conditions;
 mod events;
 mod lease;
+mod ledger;
 mod nodes;
 mod policy;
 mod replicas;
 mod route;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
@@ -27,19 +27,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::events::Events;
-use self::nodes::{NAMED_MAX, Nodes, Others};
-use self::replicas::{Have, Replicas};
-use crate::index::Index;
-use crate::push::Held;
+use self::ledger::Ledger;
+use self::replicas::Replicas;
 use crate::source::ObjectKey;
 use crate::source::kubernetes::resource_of;
 use crate::source::subjects::Subject;
+use crate::stale::Which;
 use crate::world::World;
 
-/// Between two rounds: bounds how often everything is looked at, and how often one object is written.
+/// Between two rounds: bounds how often one object is looked at, and written.
 const PAUSE: Duration = Duration::from_millis(500);
 /// A round without a cause: other replicas may have more to say, a write may have failed.
 const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+/// Everything is counted anew at least so often, whatever was said to have changed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(300);
 /// Of one request: an API server that hangs must not hold up the rest.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Of one round; the rest waits for the next: 50 a second.
@@ -62,13 +63,13 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let leases: Api<Lease> = Api::namespaced(client.clone(), &namespace);
     let (sender, leads) = watch::channel(false);
     let election = tokio::spawn(lease::elect(leases.clone(), identity.clone(), sender, stop.clone()));
-    let replicas = Replicas::new(leases, &identity);
+    let replicas = Replicas::new(client.clone(), leases, &identity);
     let mut writer = Writer::new(world, client, replicas, identity);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            () = writer.world.subjects.changed.notified() => writer.recount = true,
-            () = writer.world.hub.counts_changed.notified() => writer.recount = true,
+            () = writer.world.subjects.stale.changed() => {}
+            () = writer.world.hub.stale.changed() => {}
             () = tokio::time::sleep(ROUND_INTERVAL) => {}
         }
         if writer.world.synced.load(Ordering::Acquire) {
@@ -85,29 +86,16 @@ pub(crate) async fn run(world: Arc<World>, client: Client, namespace: String, st
     let _ = election.await;
 }
 
-/// An object with status, and the nodes.
-struct Counted {
-    key: ObjectKey,
-    subject: Arc<Subject>,
-    /// How many need it.
-    need: usize,
-    /// Of those that are connected here.
-    own: Held,
-}
-
 struct Writer {
     world: Arc<World>,
     client: Client,
     replicas: Replicas,
     events: Events,
-    counted: Vec<Counted>,
-    have: Have,
-    /// The nodes that are connected here.
-    connected: BTreeSet<Arc<str>>,
-    /// What is counted from has changed since the last count.
-    recount: bool,
-    /// What was judged last stands as it should, with what others told.
-    settled: Option<Others>,
+    ledger: Ledger,
+    /// When everything was counted last.
+    swept: Option<Instant>,
+    /// This replica wrote in the last round.
+    led: bool,
     /// The last round failed, and that was told.
     troubled: bool,
 }
@@ -132,11 +120,9 @@ impl Writer {
             world,
             client,
             replicas,
-            counted: Vec::new(),
-            have: Have::new(),
-            connected: BTreeSet::new(),
-            recount: true,
-            settled: None,
+            ledger: Ledger::default(),
+            swept: None,
+            led: false,
             troubled: false,
         }
     }
@@ -155,87 +141,80 @@ impl Writer {
     }
 
     async fn round(&mut self, leading: bool) -> Result<(), RoundError> {
-        if std::mem::take(&mut self.recount) {
-            self.connected = self.world.hub.connected();
-            self.counted = self.count(self.world.subjects.all());
-            let have = self
-                .counted
-                .iter()
-                .map(|Counted { subject, own, .. }| (subject.uid.clone(), (subject.generation, own.clone())));
-            self.have = have.collect();
-            self.settled = None;
-        }
-        bounded(self.replicas.publish(&self.have, &self.connected)).await?;
+        self.recount();
+        bounded(self.replicas.publish()).await?;
         if !leading {
-            self.settled = None;
+            self.led = false;
             self.events.yield_to_another();
             return Ok(());
         }
+        if !std::mem::replace(&mut self.led, true) {
+            self.ledger.all_due();
+        }
         let told = self.events.round(self.world.subjects.remarks()).await;
-        let others = bounded(self.replicas.others()).await?;
-        // At rest a round is one question to the API server, however many objects there are.
-        if self.settled.as_ref() == Some(&others) {
-            return told;
+        // At rest a round is this one question to the API server.
+        if let Some(differs) = bounded(self.replicas.hear()).await? {
+            self.ledger.others_differ(differs);
         }
-        let mut written = 0;
-        for counted in &self.counted {
-            let Some(status) = self.differing(counted, &others) else { continue };
-            written += 1;
-            if written > WRITES_OF_A_ROUND_MAX {
-                break;
-            }
-            self.write(&counted.key, &counted.subject, status).await;
-        }
-        // What was written comes back as a change; what could not be written is judged again.
-        self.settled = (written == 0).then_some(others);
+        self.settle().await;
         told
     }
 
-    /// Of each object: how many nodes need it, and those of this replica that have it.
-    fn count(&self, subjects: Vec<(ObjectKey, Arc<Subject>)>) -> Vec<Counted> {
-        let index = self.world.index.read();
-        let count = |(key, subject): (ObjectKey, Arc<Subject>)| {
-            if subject.refused.is_some() {
-                return Counted { key, subject, need: 0, own: Held::default() };
-            }
-            let wanted = index.wanted_for(&key);
-            let own = self.world.hub.held(&wanted, NAMED_MAX);
-            Counted { key, subject, need: wanted.len(), own }
-        };
-        subjects.into_iter().map(count).collect()
+    /// Counts what changed since the last round, for this replica and for the others.
+    fn recount(&mut self) {
+        let world = &self.world;
+        let mut which = world.subjects.stale.take();
+        which.merge(world.hub.stale.take());
+        if self.swept.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL) {
+            which = Which::All;
+        }
+        let all = which == Which::All;
+        let news = self.ledger.recount(which, &world.subjects, &world.index.read(), &world.hub);
+        if all {
+            self.swept = Some(Instant::now());
+        }
+        self.replicas.tell(&news, all.then_some(&self.ledger.connected));
     }
 
-    /// The nodes of all replicas.
-    fn nodes(&self, index: &Index, counted: &Counted, others: &Others) -> Nodes {
-        let Counted { key, subject, need, own } = counted;
-        let object = (subject.uid.clone(), subject.generation);
-        let have = own.have + others.have(&object);
-        let mut nodes = Nodes { have, need: *need, missing: Vec::new() };
-        if have < *need {
-            let wanted = index.wanted_for(key);
-            nodes.missing = others.missing(&object, wanted.keys(), own, &self.connected);
+    /// Writes the status of what is due, where another one stands there.
+    async fn settle(&mut self) {
+        let mut written = 0;
+        let mut due = std::mem::take(&mut self.ledger.due).into_iter();
+        while written < WRITES_OF_A_ROUND_MAX
+            && let Some(key) = due.next()
+        {
+            let Some((subject, status)) = self.differing(&key) else { continue };
+            written += 1;
+            // What could not be written is looked at again. What was comes back as a change.
+            if !self.write(&key, &subject, status).await {
+                self.ledger.due.insert(key);
+            }
         }
-        nodes
+        self.ledger.due.extend(due);
     }
 
     /// The status that should stand there, if it does not.
-    fn differing(&self, counted: &Counted, others: &Others) -> Option<Value> {
-        let Counted { key, subject, .. } = counted;
+    fn differing(&self, key: &ObjectKey) -> Option<(Arc<Subject>, Value)> {
+        let counted = self.ledger.of(key)?;
+        let subject = &counted.subject;
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let index = self.world.index.read();
-        let nodes = self.nodes(&index, counted, others);
-        if let Some(kind) = key.kind.route() {
+        let nodes = self.ledger.nodes(&index, key, counted, &self.replicas.others);
+        let status = if let Some(kind) = key.kind.route() {
             let parents = route::parents(&index, kind, &key.id, subject, &nodes, &now);
             let none = Value::Array(Vec::new());
             let standing = subject.status.get("parents").unwrap_or(&none);
-            return (parents != *standing).then(|| json!({ "parents": parents }));
-        }
-        let status = policy::status(&index, key, subject, &nodes, &now);
-        (status != subject.status).then_some(status)
+            (parents != *standing).then(|| json!({ "parents": parents }))
+        } else {
+            let status = policy::status(&index, key, subject, &nodes, &now);
+            (status != subject.status).then_some(status)
+        };
+        Some((subject.clone(), status?))
     }
 
-    async fn write(&self, key: &ObjectKey, subject: &Subject, status: Value) {
-        let Some(resource) = resource_of(key.kind) else { return };
+    /// Whether it was written.
+    async fn write(&self, key: &ObjectKey, subject: &Subject, status: Value) -> bool {
+        let Some(resource) = resource_of(key.kind) else { return true };
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.id.namespace, &resource);
         // Made against the version that was judged: whoever wrote meanwhile is not overwritten, and comes as an event.
         let patch = json!({
@@ -244,10 +223,11 @@ impl Writer {
         });
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         match bounded(api.patch_status(&key.id.name, &parameters, &Patch::Merge(&patch))).await {
-            Ok(_) => {}
+            Ok(_) => return true,
             Err(RoundError::Answer(kube::Error::Api(answer))) if matches!(answer.code, 404 | 409) => {}
             Err(error) => tracing::warn!(object = %key, %error, "status not written; trying again"),
         }
+        false
     }
 }
 

@@ -60,12 +60,34 @@ pub(super) struct OfOthers {
     pub(super) lack: BTreeSet<String>,
 }
 
+/// What of [`Others`] is not as before.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Differs {
+    /// Which nodes are connected: any object may read otherwise.
+    All,
+    /// By UID.
+    Objects(BTreeSet<String>),
+}
+
 /// Names of nodes have up to 253 bytes, which is too much for the name of an annotation.
 pub(super) fn key_of(node: &str) -> u64 {
     fnv1a_64(node.as_bytes())
 }
 
 impl Others {
+    /// What of it is not as it was.
+    pub(super) fn since(&self, before: &Self) -> Differs {
+        if self.connected != before.connected || self.more_connected != before.more_connected {
+            return Differs::All;
+        }
+        let changed = |one: &Self, other: &Self| {
+            let differing =
+                one.objects.iter().filter(|(object, told)| other.objects.get(object) != Some(told));
+            differing.map(|((uid, _), _)| uid.clone()).collect::<Vec<_>>()
+        };
+        Differs::Objects(changed(self, before).into_iter().chain(changed(before, self)).collect())
+    }
+
     pub(super) fn have(&self, object: &(String, i64)) -> usize {
         self.objects.get(object).map_or(0, |others| others.have)
     }
