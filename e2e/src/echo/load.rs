@@ -1,6 +1,7 @@
 //! An HTTP load client: so many requests over so many connections, at a fixed rate if asked, and a summary as JSON.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 
 /// Errors are counted by text; more kinds than this are lumped together.
 const ERROR_KINDS_MAX: usize = 20;
@@ -48,6 +49,12 @@ pub struct Settings {
     /// HTTP/2 with prior knowledge
     #[arg(long)]
     pub http2: bool,
+    /// Only over IPv4: of a name's addresses, none of IPv6
+    #[arg(long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+    /// Only over IPv6
+    #[arg(long)]
+    pub ipv6: bool,
     /// A new connection for each request
     #[arg(long)]
     pub reconnect: bool,
@@ -242,7 +249,10 @@ impl Connection {
     async fn open(settings: &Settings) -> Result<Self> {
         let host = settings.url.host().context("a host")?.trim_matches(['[', ']']);
         let port = settings.url.port_u16().unwrap_or(80);
-        let stream = TcpStream::connect((host, port)).await.context("connect")?;
+        let all = lookup_host((host, port)).await.with_context(|| format!("no address of {host}"))?;
+        let wanted = |to: &SocketAddr| if to.is_ipv4() { !settings.ipv6 } else { !settings.ipv4 };
+        let addresses: Vec<_> = all.filter(wanted).collect();
+        let stream = TcpStream::connect(&*addresses).await.context("connect")?;
         stream.set_nodelay(true)?;
         let stream = TokioIo::new(stream);
         if settings.http2 {

@@ -6,32 +6,36 @@ use std::net::TcpStream;
 use anyhow::{Result, ensure};
 use weft_e2e::lab::wait;
 
-use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, together};
+use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop, host, together};
 
 #[test]
 fn a_server_is_reached_by_every_name_from_both_nodes() -> Result<()> {
     let cluster = together()?;
     let shop = Shop::enrolled(&cluster, "names")?;
-    let ip = shop.kubectl(&["get", "pod", "server-0", "-o", "jsonpath={.status.podIP}"])?;
-    let by_ip = format!("http://{ip}:8080/");
-    for client in ["client1", "client2"] {
-        for (url, pods) in [
-            ("http://server/", ["server-0", "server-1"].as_slice()),
-            ("http://server.names.svc.cluster.local/", &["server-0", "server-1"]),
-            ("http://servers:8080/", &["server-0", "server-1"]),
-            ("http://server-0.servers:8080/", &["server-0"]),
-            ("http://server-1.servers.names.svc:8080/", &["server-1"]),
-            (by_ip.as_str(), &["server-0"]),
-        ] {
-            let told = shop.reach(client, url)?;
-            let answered: Vec<&str> =
-                told["pods"].as_object().into_iter().flatten().map(|(pod, _)| pod.as_str()).collect();
-            ensure!(answered.iter().all(|pod| pods.contains(pod)), "{client} to {url}: {answered:?}");
+    let hosts = shop.hosts_of("server-0")?;
+    let families = cluster.families().each();
+    ensure!(hosts.len() == families.len(), "an address of each family: {hosts:?}");
+    for (family, host) in families.iter().zip(hosts) {
+        let by_ip = format!("http://{host}:8080/");
+        for client in ["client1", "client2"] {
+            for (url, pods) in [
+                ("http://server/", ["server-0", "server-1"].as_slice()),
+                ("http://server.names.svc.cluster.local/", &["server-0", "server-1"]),
+                ("http://servers:8080/", &["server-0", "server-1"]),
+                ("http://server-0.servers:8080/", &["server-0"]),
+                ("http://server-1.servers.names.svc:8080/", &["server-1"]),
+                (by_ip.as_str(), &["server-0"]),
+            ] {
+                let told = shop.reach_over(*family, client, url)?;
+                let answered: Vec<&str> =
+                    told["pods"].as_object().into_iter().flatten().map(|(pod, _)| pod.as_str()).collect();
+                ensure!(answered.iter().all(|pod| pods.contains(pod)), "{client} to {url}: {answered:?}");
+            }
         }
-    }
-    // Its own Service, its own name and its own address.
-    for url in ["http://server/", "http://server-0.servers:8080/", by_ip.as_str()] {
-        shop.reach("server-0", url)?;
+        // Its own Service, its own name and its own address.
+        for url in ["http://server/", "http://server-0.servers:8080/", by_ip.as_str()] {
+            shop.reach_over(*family, "server-0", url)?;
+        }
     }
     Ok(())
 }
@@ -71,26 +75,34 @@ fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() 
 ---
 {apiVersion: v1, kind: Service, metadata: {name: alias, namespace: @NS@}, spec: {type: ExternalName, externalName: server.kinds.svc.cluster.local}}
 ---
-{apiVersion: v1, kind: Service, metadata: {name: port, namespace: @NS@}, spec: {type: NodePort, selector: {app: server}, ports: [{port: 80, targetPort: http, nodePort: 30080}]}}
+{apiVersion: v1, kind: Service, metadata: {name: port, namespace: @NS@}, spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: server}, ports: [{port: 80, targetPort: http, nodePort: 30080}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: host, namespace: @NS@}, spec: {nodeName: node1, hostNetwork: true, terminationGracePeriodSeconds: 1,
   dnsPolicy: ClusterFirstWithHostNet, containers: [{name: echo, image: 'weft.local/weft-echo:@TAG@', args: [serve, --http, '18080']}]}}",
     )?;
     cluster.wait_field(&["-n", "kinds", "pod", "host"], "{.status.phase}", "Running", START_WAIT_MAX)?;
     shop.reach("client1", "http://alias/")?;
-    for node in ["172.30.0.11", "172.30.0.12"] {
-        wait::until(CHANGE_WAIT_MAX, || shop.reach("host", &format!("http://{node}:30080/")).map(drop))?;
+    let [node1, node2] = ["node1", "node2"].map(|node| cluster.node_ips(node));
+    let (node1, node2) = (node1?, node2?);
+    for node in node1.iter().chain(&node2) {
+        let url = format!("http://{}:30080/", host(*node));
+        wait::until(CHANGE_WAIT_MAX, || shop.reach("host", &url).map(drop))?;
     }
     shop.reach("host", "http://server/")?;
     for client in ["client1", "client2"] {
-        shop.reach(client, "http://172.30.0.11:18080/")?;
+        for node in &node1 {
+            shop.reach(client, &format!("http://{}:18080/", host(*node)))?;
+        }
     }
     // STRICT has no way for whoever comes without an identity, though its pod be labelled.
     shop.kubectl(&["delete", "trafficpolicy", "open"])?;
     wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain("host", "http://server/"))?;
-    for (client, url) in [("host", "http://172.30.0.12:30080/"), ("client1", "http://172.30.0.12:30080/")] {
+    for (client, node) in
+        ["host", "client1"].iter().flat_map(|client| node2.iter().map(move |node| (client, node)))
+    {
         // One server may hear of it after the other.
-        wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain(client, url))?;
+        let url = format!("http://{}:30080/", host(*node));
+        wait::until(CHANGE_WAIT_MAX, || shop.reach_in_vain(client, &url))?;
     }
     shop.reach("client1", "http://server/").map(drop)
 }

@@ -18,28 +18,38 @@ pub(crate) struct Closed<'a> {
     shop: &'a Shop<'a>,
     secret: &'a str,
     capture: Capture,
+    /// Containers of the client outside: one for each server and address of it.
+    asking: Vec<String>,
 }
 
 impl<'a> Closed<'a> {
     /// From now on. The mesh's clients put `secret` into what they ask for. Needs the cluster alone.
     pub(crate) fn watch(shop: &'a Shop<'a>, secret: &'a str) -> Result<Self> {
+        let mut hosts = Vec::new();
+        for server in SERVERS {
+            hosts.extend(shop.hosts_of(server)?.into_iter().map(|host| (server, host)));
+        }
         let mut stranger =
             "{apiVersion: v1, kind: Pod, metadata: {name: stranger, namespace: @NS@, labels: {weft.dev/mesh: disabled}}, spec: {nodeName: node1, restartPolicy: Never,
                terminationGracePeriodSeconds: 1, containers: ["
                 .to_owned();
-        for server in SERVERS {
-            let ip = shop.kubectl(&["get", "pod", server, "-o", "jsonpath={.status.podIP}"])?;
+        let mut asking = Vec::new();
+        for (server, host) in hosts {
+            let name = format!("to-{server}-{}", asking.len());
             write!(
                 stranger,
-                "{{name: to-{server}, image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://{ip}:8080/', --reconnect, --rate, '10', --timeout-ms, '1000',
+                "{{name: {name}, image: 'weft.local/weft-echo:@TAG@', args: [load, --url, 'http://{host}:8080/', --reconnect, --rate, '10', --timeout-ms, '1000',
                    --duration, '900', --until-status, '200']}},"
             )?;
+            asking.push(name);
         }
         shop.apply(&(stranger + "]}}"))?;
         shop.wait_running("stranger")?;
         // Pods' traffic only: a node talks much with the API server.
-        let capture = shop.cluster.capture("node2", "tcp and net 10.244.0.0/16")?;
-        Ok(Self { shop, secret, capture })
+        let pods = shop.cluster.families().each().iter().map(|family| format!("net {}", family.pods()));
+        let pods = pods.collect::<Vec<_>>().join(" or ");
+        let capture = shop.cluster.capture("node2", &format!("tcp and ({pods})"))?;
+        Ok(Self { shop, secret, capture, asking })
     }
 
     /// It was shut all the time. Then it is opened, to see that who stood outside would have got in.
@@ -51,13 +61,14 @@ impl<'a> Closed<'a> {
         self.shop.apply(OPEN)?;
         let stranger = ["-n", self.shop.namespace, "pod", "stranger"];
         self.shop.cluster.wait_field(&stranger, "{.status.phase}", "Succeeded", START_WAIT_MAX)?;
-        for server in SERVERS {
-            let told = self.shop.kubectl(&["logs", "stranger", "-c", &format!("to-{server}")])?;
+        for name in &self.asking {
+            let told = self.shop.kubectl(&["logs", "stranger", "-c", name])?;
             let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
-            let at =
-                told["until_unix_ms"].as_u64().with_context(|| format!("{server} never answered: {told}"))?;
-            ensure!(u128::from(at) >= opened, "{server} answered a client outside of the mesh: {told}");
-            println!("{server} gave no answer to {} requests from outside of the mesh", told["failed"]);
+            let at = told["until_unix_ms"]
+                .as_u64()
+                .with_context(|| format!("{name} never got an answer: {told}"))?;
+            ensure!(u128::from(at) >= opened, "{name} got an answer from outside of the mesh: {told}");
+            println!("{name} got no answer to {} requests from outside of the mesh", told["failed"]);
         }
         self.shop.kubectl(&["delete", "trafficpolicy/open-in-the-end", "pod/stranger"]).map(drop)
     }

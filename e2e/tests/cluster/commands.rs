@@ -19,7 +19,8 @@ fn config_shows_what_a_pods_proxy_holds_for_it() -> Result<()> {
     let services = told["services"].as_array().map_or(&[][..], Vec::as_slice);
     let server = services.iter().find(|s| s["name"] == "config/server");
     let endpoints = server.and_then(|s| s["endpoints"].as_array()).map_or(0, Vec::len);
-    ensure!(endpoints == 2, "one endpoint for each server: {told}");
+    let families = cluster.families().each().len();
+    ensure!(endpoints == 2 * families, "one endpoint for each server and family of addresses: {told}");
 
     let dns = config(&["config/client1", "--service", "kube-system/kube-dns", "-o", "json"])?;
     let dns: Value = serde_json::from_str(&dns)?;

@@ -1,5 +1,7 @@
 //! The cluster that all tests share, whose turn it is on it, and the pods that they talk to. Asserts nothing about the product.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -7,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use weft_e2e::cluster::weft::{NAMESPACE, TAG, WORKLOADS};
-use weft_e2e::cluster::{Cluster, Families};
+use weft_e2e::cluster::{Cluster, Families, Family};
 use weft_e2e::lab::{Packets, wait};
 use weft_e2e::tools::built_beside;
 
@@ -82,7 +84,7 @@ fn cluster() -> Result<&'static Cluster> {
             if let Some(name) = kept() {
                 return Cluster::attach(&name);
             }
-            let cluster = Cluster::up(&format!("test{}", std::process::id()), Families::Ipv4)?;
+            let cluster = Cluster::up(&format!("test{}", std::process::id()), Families::Dual)?;
             cluster.install_weft(&built_beside())?;
             Ok::<_, anyhow::Error>(cluster)
         };
@@ -135,8 +137,13 @@ impl<'a> Shop<'a> {
                 let is_it = |entry: &&Value| entry["name"] == format!("{namespace}/{service}");
                 let entry = told["services"].as_array().into_iter().flatten().find(is_it);
                 let endpoints = entry.and_then(|entry| entry["endpoints"].as_array()).into_iter().flatten();
-                let served = endpoints.filter(|it| it["state"] == "ready" && it["in_mesh"] == true).count();
-                ensure!(served == 2, "{node} knows {served} of the two endpoints of {service}: {entry:?}");
+                let served = endpoints.filter(|it| it["state"] == "ready" && it["in_mesh"] == true);
+                // One has an endpoint for each family of addresses.
+                let served: BTreeSet<_> = served.map(|it| it["workload"].as_str()).collect();
+                ensure!(
+                    served.len() == 2,
+                    "{node} knows {served:?} of the two servers of {service}: {entry:?}"
+                );
             }
             Ok(())
         })
@@ -212,8 +219,17 @@ impl<'a> Shop<'a> {
 
     /// Some requests, each on a connection of its own, all of which must be answered.
     pub(crate) fn reach(&self, pod: &str, url: &str) -> Result<Value> {
-        let told = self.load(pod, &["--url", url, "--requests", "4", "--reconnect"])?;
-        ensure!(told["ok"] == 4, "{pod} to {url}: {told}");
+        self.reach_by(pod, url, &[])
+    }
+
+    /// The same, over one family of addresses.
+    pub(crate) fn reach_over(&self, family: Family, pod: &str, url: &str) -> Result<Value> {
+        self.reach_by(pod, url, &[if family == Family::V4 { "--ipv4" } else { "--ipv6" }])
+    }
+
+    fn reach_by(&self, pod: &str, url: &str, more: &[&str]) -> Result<Value> {
+        let told = self.load(pod, &[&["--url", url, "--requests", "4", "--reconnect"], more].concat())?;
+        ensure!(told["ok"] == 4, "{pod} to {url} {}: {told}", more.join(" "));
         Ok(told)
     }
 
@@ -224,7 +240,8 @@ impl<'a> Shop<'a> {
         Ok(())
     }
 
-    /// What crosses node2's link while client1 talks to the server on node2, with the text `secret` in its requests.
+    /// What crosses node2's link while client1 talks to the server on node2, by each of its addresses, with the text `secret` in
+    /// its requests.
     pub(crate) fn captured(&self, secret: &str) -> Result<Packets> {
         self.captured_from("client1", secret)
     }
@@ -232,9 +249,11 @@ impl<'a> Shop<'a> {
     /// The same, with another client on node1.
     pub(crate) fn captured_from(&self, client: &str, secret: &str) -> Result<Packets> {
         let server = if self.node_of("server-0")? == "node2" { "server-0" } else { "server-1" };
-        let url = format!("http://{server}.servers:8080/{secret}");
+        let hosts = self.hosts_of(server)?;
         let capture = self.cluster.capture("node2", "tcp")?;
-        self.reach(client, &url)?;
+        for host in hosts {
+            self.reach(client, &format!("http://{host}:8080/{secret}"))?;
+        }
         capture.stop()
     }
 
@@ -254,6 +273,14 @@ impl<'a> Shop<'a> {
         ensure!(!packets.contains(&secret), "nothing of {name} is in the clear");
         ensure!(packets.tls_records(TUNNEL_PORT) > 0, "and TLS crosses to the tunnel's port");
         Ok(())
+    }
+
+    /// The hosts of a URL to a pod: one for each family of addresses, the cluster's own first.
+    pub(crate) fn hosts_of(&self, pod: &str) -> Result<Vec<String>> {
+        let ips = self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIPs[*].ip}"])?;
+        let hosts =
+            ips.split(' ').map(|ip| Ok(host(ip.parse().with_context(|| format!("{pod} has {ips:?}"))?)));
+        hosts.collect()
     }
 
     pub(crate) fn node_of(&self, pod: &str) -> Result<String> {
@@ -276,6 +303,11 @@ pub(crate) fn wait_others_gone(cluster: &Cluster) -> Result<()> {
         ensure!(leaving.is_empty(), "namespaces on their way out: {leaving}");
         Ok(())
     })
+}
+
+/// An address as a URL's host.
+pub(crate) fn host(ip: IpAddr) -> String {
+    if ip.is_ipv4() { ip.to_string() } else { format!("[{ip}]") }
 }
 
 /// Name and state of every pod that a node knows.

@@ -1,5 +1,7 @@
 //! Who gets a certificate: a node with a token of its own pod, for the pods that run there.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Context as _, Result, bail, ensure};
 use tonic::{Code, Status};
 use weft_e2e::cluster::Cluster;
@@ -15,11 +17,17 @@ fn asked(cluster: &Cluster, token: &str, pod_uid: &str) -> Result<Result<usize, 
     let ready = "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].addresses[0]}";
     let slices = ["-l", "kubernetes.io/service-name=weft-control", "-o", ready];
     let ips = cluster.kubectl(&[&["-n", NAMESPACE, "get", "endpointslices"], &slices[..]].concat())?;
-    let ip = ips.split(' ').next().unwrap_or_default();
+    let ip: IpAddr = ips.split(' ').next().unwrap_or_default().parse().context("no weft-control is ready")?;
     let bundle =
         ["-n", NAMESPACE, "get", "configmap", "weft-trust-bundle", "-o", "jsonpath={.data.root\\.pem}"];
     let authority = cluster.kubectl(&bundle)?;
-    ask(&cluster.control_netns(), &format!("https://{ip}:15012"), authority.as_bytes(), token, pod_uid)
+    ask(
+        &cluster.control_netns(),
+        &format!("https://{}", SocketAddr::new(ip, 15012)),
+        authority.as_bytes(),
+        token,
+        pod_uid,
+    )
 }
 
 /// A token of weft-node's ServiceAccount, for this audience, bound to the weft-node pod of a node or to none.

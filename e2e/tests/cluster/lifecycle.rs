@@ -5,7 +5,7 @@ use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::{metric_sum, wait};
 use weft_e2e::tools::{built_beside, repository};
 
-use crate::fixture::{START_WAIT_MAX, Shop, TUNNEL_PORT, alone};
+use crate::fixture::{START_WAIT_MAX, Shop, TUNNEL_PORT, alone, host};
 use crate::leftovers::{Loaded, everything_there, kinds_of_weft, nothing_left};
 use crate::upgrade::upgraded_under_load;
 
@@ -29,7 +29,9 @@ fn metrics_are_scraped(shop: &Shop<'_>) -> Result<()> {
     let places = |name: &str, port: &str| {
         let pods = ["-n", NAMESPACE, "get", "pods", "-l", name, "-o", "jsonpath={.items[*].status.podIP}"];
         let ips = shop.cluster.kubectl(&pods)?;
-        Ok::<_, anyhow::Error>(ips.split(' ').map(|ip| format!("http://{ip}:{port}")).collect::<Vec<_>>())
+        ips.split(' ')
+            .map(|ip| Ok(format!("http://{}:{port}", host(ip.parse()?))))
+            .collect::<Result<Vec<_>>>()
     };
     for (name, metric, labels) in [
         ("app.kubernetes.io/name=weft-node", "istio_requests_total", &["source_workload=\"client1\""][..]),

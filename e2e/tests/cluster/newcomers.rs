@@ -121,12 +121,13 @@ spec:
     let _file = Passing(put(&cluster.static_pods("node1")?, "fixed.yaml", &shop.filled(manifest))?);
     shop.joined("fixed-node1")?;
     // Nor does it talk to anybody outside of the mesh.
-    let ip = shop.kubectl(&["get", "pod", "fixed-node1", "-o", "jsonpath={.status.podIP}"])?;
+    let hosts = shop.hosts_of("fixed-node1")?;
+    let url = |page: &str| format!("http://{}:8080/{page}", hosts[0]);
     let capture = cluster.capture("node2", "tcp")?;
-    shop.reach("client2", &format!("http://{ip}:8080/secret-to-it"))?;
+    shop.reach("client2", &url("secret-to-it"))?;
     let packets = capture.stop()?;
     ensure!(!packets.contains("secret-to-it") && packets.tls_records(TUNNEL_PORT) > 0);
     shop.kubectl(&["label", "pod", "client2", "weft.dev/mesh=disabled"])?;
     shop.wait_state(&["client2"], "not_enrolled")?;
-    shop.reach_in_vain("client2", &format!("http://{ip}:8080/"))
+    shop.reach_in_vain("client2", &url(""))
 }
