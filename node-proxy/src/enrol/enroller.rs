@@ -274,16 +274,16 @@ impl Enroller {
         let directories = cgroup::pods(&self.cgroup_root);
         for (uid, (identity, workload)) in missing {
             match self.set_up(identity, workload, directories.get(uid), pods) {
-                Ok(held) => self.hold(uid, held),
+                Ok(held) => self.hold(uid, held, false),
                 Err(reason) => self.note_failure(uid, workload, &reason, now),
             }
         }
     }
 
-    fn hold(&mut self, uid: &PodUid, held: Held) {
+    /// `before_its_start`: the runtime waits for it with the pod's first process.
+    fn hold(&mut self, uid: &PodUid, held: Held, before_its_start: bool) {
         let (cookie, identity) = (held.pod.netns.cookie, &held.pod.identity);
         let name = Arc::clone(&held.pod.workload.load().name);
-        let before_its_start = held.pid.is_none();
         info!(pod = %uid, %name, %identity, cookie, before_its_start, "pod enrolled");
         let when = if before_its_start { "before its first process" } else { "while it runs" };
         self.journal.note(uid, format!("enrolled {when}, network namespace {cookie}"));

@@ -45,7 +45,7 @@ impl Enroller {
             true => Ok(()),
             false => match self.set_up(&identity, &workload, None, pods) {
                 Ok(held) => {
-                    self.hold(uid, held);
+                    self.hold(uid, held, true);
                     Ok(())
                 }
                 Err(reason) => {

@@ -167,12 +167,22 @@ impl Node {
         sandbox: &Sandbox,
         addresses: &[&str],
     ) -> Result<(), String> {
-        let uid: PodUid = uid.parse().unwrap();
+        self.remember(uid, container, sandbox, addresses)?;
+        self.enroller.set_up_now(&uid.parse().unwrap(), &self.snapshot, &self.pods, self.now)
+    }
+
+    /// As of a pod that starts outside of the mesh.
+    fn remember(
+        &mut self,
+        uid: &str,
+        container: &str,
+        sandbox: &Sandbox,
+        addresses: &[&str],
+    ) -> Result<(), String> {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
         let path = format!("/proc/{}/ns/net", sandbox.0.id());
         let told = crate::enrol::Sandbox::open(container.into(), &path, addresses, self.now).unwrap();
-        self.enroller.attach(&uid, told).map_err(|error| error.to_string())?;
-        self.enroller.set_up_now(&uid, &self.snapshot, &self.pods, self.now)
+        self.enroller.attach(&uid.parse().unwrap(), told).map_err(|error| error.to_string())
     }
 
     fn detach(&mut self, container: &str) {
@@ -398,6 +408,20 @@ async fn a_pod_is_in_the_mesh_before_its_first_process_and_stays_the_same_pod() 
     assert_eq!(node.maps.pods.lock().len(), 1);
     let events = node.events("7777-1");
     assert!(events.iter().any(|text| text.contains("before its first process")), "{events:?}");
+}
+
+#[tokio::test]
+async fn of_a_pod_that_started_outside_of_the_mesh_nobody_says_it_was_in_it_before_its_first_process() {
+    let mut node = Node::new();
+    let sandbox = Sandbox::start();
+    node.remember("7777-2", "c1", &sandbox, &["10.0.0.7"]).unwrap();
+    node.pass();
+    assert!(node.local("7777-2").is_none(), "it is not wanted yet");
+    node.say("7777-2", |_| {});
+    node.pass();
+    assert!(node.local("7777-2").is_some());
+    let events = node.events("7777-2");
+    assert!(events.iter().any(|text| text.contains("enrolled while it runs")), "{events:?}");
 }
 
 #[tokio::test]
