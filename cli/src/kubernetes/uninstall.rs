@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -61,7 +61,7 @@ pub(super) async fn from(cluster: &Cluster, arguments: &Arguments) -> Result<()>
     if arguments.keep_crds {
         objects.retain(|object| kind(object) != "CustomResourceDefinition");
     }
-    let idle = not_running(&pods(cluster, Workload::Node).await?);
+    let (down, idle) = idle(cluster).await?;
     if !idle.is_empty() && !arguments.force {
         let repair = match release::find(cluster).await? {
             Some(release) => format!("{} --set image.tag=<one that works>", release.upgrade()),
@@ -69,14 +69,15 @@ pub(super) async fn from(cluster: &Cluster, arguments: &Arguments) -> Result<()>
         };
         bail!(
             "nothing was deleted: weft-node does not run on\n  {}\nWhat an earlier one may have left there (hooks that keep pods of the mesh shut, \
-             maps, the CNI entry) only a running one takes away. Repair it first, as by `{repair}`; if none ever ran there, \
-             or the nodes are given up: --force",
+             maps, the CNI entry) only a running one takes away. Start nodes that are down, repair what does not run, as by `{repair}`, \
+             and run this again; if none ever ran there, or the nodes are given up: --force",
             idle.join("\n  ")
         );
     }
     let mut removed = 0;
     for nodes in objects.extract_if(.., |object| kind(object) == "DaemonSet") {
         if remove(cluster, &nodes).await? {
+            give_up(cluster, &down).await?;
             nodes_gone(cluster, wait_max).await?;
             if idle.is_empty() {
                 tell!("every node has removed its hooks, maps and CNI entry");
@@ -146,6 +147,44 @@ async fn remove(cluster: &Cluster, object: &DynamicObject) -> Result<bool> {
     }
 }
 
+/// The pods of weft-node on nodes that are down; and all without a process that could clean up its node, with the reason.
+async fn idle(cluster: &Cluster) -> Result<(Vec<Pod>, Vec<String>)> {
+    let all = pods(cluster, Workload::Node).await?;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let nodes = nodes.list(&ListParams::default()).await.doing("list nodes")?.items;
+    let is_down = |pod: &Pod| down(pod, &nodes).is_some();
+    let (of_down, others): (Vec<Pod>, Vec<Pod>) = all.into_iter().partition(is_down);
+    let mut told: Vec<String> = of_down.iter().filter_map(|pod| down(pod, &nodes)).collect();
+    told.extend(not_running(&others));
+    Ok((of_down, told))
+}
+
+/// Why a pod's node does nothing that it is told: nobody hears from its kubelet. One that is not ready for another reason ends pods. Pure.
+fn down(pod: &Pod, nodes: &[Node]) -> Option<String> {
+    let name = pod.spec.as_ref()?.node_name.as_ref()?;
+    let node = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(name))?;
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready")?;
+    let why = ready.message.as_deref().unwrap_or("no reason given");
+    (ready.status == "Unknown").then(|| format!("{name}: the node is down: {why}"))
+}
+
+/// What is left of pods on nodes that are down would hold up their namespace's end.
+async fn give_up(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAMESPACE);
+    for pod in pods {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        match api.delete(name, &DeleteParams::default().grace_period(0)).await {
+            Ok(_) => {
+                tell!("deleted Pod {name}, of a node that is down");
+            }
+            Err(error) if is_missing(&error) => {}
+            Err(error) => Err(error).doing(&format!("delete Pod {name}"))?,
+        }
+    }
+    Ok(())
+}
+
 /// Pods of weft-node without a process that could clean up its node, with the reason.
 fn not_running(pods: &[Pod]) -> Vec<String> {
     let idle = |pod: &&Pod| {
@@ -180,8 +219,9 @@ async fn nodes_gone(cluster: &Cluster, wait_max: Duration) -> Result<()> {
         let nodes = waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         if started.elapsed() > wait_max {
             bail!(
-                "weft-node has not ended on {nodes}; everything else is still there. A node that is down keeps its hooks \
-                 until it restarts; if it is gone for good, delete it and run this again"
+                "weft-node has not ended on {nodes}; everything else is still there. A node that went down meanwhile comes back without a \
+                 weft-node that could take its CNI entry away, at which new pods wait: once it is back, `weft install` and then this again; \
+                 if it is gone for good, delete the Node and run this again"
             );
         }
         if waiting != shown {
@@ -305,5 +345,67 @@ mod tests {
         let nodes: Vec<_> = told.iter().filter_map(|line| Some(line.split_once(':')?.0)).collect();
         assert_eq!(nodes, ["pulls", "ended", "crashes"]);
         assert!(told[0].contains("ImagePullBackOff: no such image"), "{told:?}");
+    }
+
+    /// A cluster of two nodes with a weft-node each, of which the second is down; what is deleted is gone, but no pod on it by itself.
+    fn with_a_node_down(method: &str, path: &str, gone: &AtomicBool) -> Option<serde_json::Value> {
+        let pod = |node: &str| {
+            json!({"metadata": {"name": format!("weft-node-{node}")}, "spec": {"nodeName": node, "containers": []},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [{"name": "weft-node", "image": "", "imageID": "", "ready": true, "restartCount": 3,
+                        "state": {"running": {}}}]}})
+        };
+        let node = |name: &str, ready: &str| {
+            json!({"metadata": {"name": name}, "status": {"conditions":
+                [{"type": "Ready", "status": ready, "message": "Kubelet stopped posting node status."}]}})
+        };
+        match (method, path) {
+            ("GET", "/api/v1/nodes") => {
+                Some(json!({"metadata": {}, "items": [node("node1", "False"), node("node2", "Unknown")]}))
+            }
+            ("GET", "/api/v1/namespaces/weft-system/pods") => {
+                let items = if gone.load(Ordering::Relaxed) {
+                    json!([])
+                } else {
+                    json!([pod("node1"), pod("node2")])
+                };
+                Some(json!({"metadata": {}, "items": items}))
+            }
+            ("DELETE", "/api/v1/namespaces/weft-system/pods/weft-node-node2") => {
+                gone.store(true, Ordering::Relaxed);
+                Some(pod("node2"))
+            }
+            ("DELETE", _) => Some(json!({"metadata": {}})),
+            _ => fake::bare(method, path),
+        }
+    }
+
+    #[test]
+    fn nothing_is_deleted_while_a_node_is_down_unless_it_is_given_up() {
+        use clap::Parser;
+
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let done = super::super::block_on(async {
+            let gone = AtomicBool::new(false);
+            let (cluster, asked) = fake::cluster(move |method, path| with_a_node_down(method, path, &gone));
+            let refused = from(&cluster, &Line::parse_from(["uninstall"]).arguments).await.unwrap_err();
+            let told = refused.to_string();
+            let down = "weft-node does not run on\n  node2: the node is down: Kubelet stopped posting node status.\n";
+            assert!(told.contains(down) && told.contains("Start nodes that are down"), "{told}");
+            assert!(asked.lock().unwrap().iter().all(|one| one.starts_with("GET ")), "nothing is changed");
+
+            from(&cluster, &Line::parse_from(["uninstall", "--force"]).arguments).await?;
+            let pods = "DELETE /api/v1/namespaces/weft-system/pods/";
+            let asked = asked.lock().unwrap();
+            let deleted: Vec<_> = asked.iter().filter_map(|one| one.strip_prefix(pods)).collect();
+            assert_eq!(deleted, ["weft-node-node2"]);
+            assert!(asked.iter().any(|one| one == "DELETE /api/v1/namespaces/weft-system"));
+            Ok(())
+        });
+        done.unwrap();
     }
 }

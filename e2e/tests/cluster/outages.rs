@@ -2,15 +2,35 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
+use weft_e2e::cluster::Cluster;
 use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::wait;
+use weft_e2e::tools::built_beside;
 
 use crate::fixture::{CHANGE_WAIT_MAX, CONTROLLERS_WAIT_MAX, Running, START_WAIT_MAX, Shop, alone};
 
 /// A length of time is what is tested here, so it is slept.
 const API_SERVER_AWAY: Duration = Duration::from_secs(60);
+
+/// Nobody there could take away what is left on the disk of a node that is down, and when it is back nobody would.
+fn nothing_is_uninstalled(cluster: &Cluster, down: &str) -> Result<()> {
+    let Err(error) = cluster.weft(&built_beside(), &["uninstall"]) else { bail!("Weft is uninstalled") };
+    let told = format!("{error:#}");
+    let named = format!("nothing was deleted: weft-node does not run on\n  {down}: the node is down: ");
+    ensure!(told.contains(&named), "{told}");
+    let deleted = cluster.kubectl(&[
+        "-n",
+        NAMESPACE,
+        "get",
+        "ds/weft-node",
+        "-o",
+        "jsonpath={.metadata.deletionTimestamp}",
+    ])?;
+    ensure!(deleted.is_empty(), "the DaemonSet goes: {deleted}");
+    Ok(())
+}
 
 #[test]
 fn traffic_goes_on_while_the_api_server_is_away_for_a_minute() -> Result<()> {
@@ -114,6 +134,7 @@ fn a_killed_node_is_routed_around_and_comes_back() -> Result<()> {
     let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
     cluster.wait_field(&["node", "node2"], ready, "Unknown", Duration::from_secs(60))?;
     wait::until(Duration::from_secs(30), || shop.reach("client1", "http://server/").map(drop))?;
+    nothing_is_uninstalled(&cluster, "node2")?;
     cluster.start_node("node2")?;
     cluster.wait_node("node2")?;
     cluster.wait_rollout(NAMESPACE, "ds/weft-node", START_WAIT_MAX)?;

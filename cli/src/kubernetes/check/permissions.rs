@@ -19,8 +19,10 @@ const ON_APPLIED: [&str; 4] = ["create", "patch", "get", "delete"];
 const ON_MADE_BY_CONTROL: [&str; 2] = ["get", "delete"];
 /// Verb, API group, resource; whether in Weft's namespace only. An exec is a GET that is upgraded to a WebSocket, which newer API servers
 /// let pass to whoever may create one besides.
-const OTHERS: [(&str, &str, &str, bool); 7] = [
+const OTHERS: [(&str, &str, &str, bool); 8] = [
     ("list", "", "pods", true),
+    // Of nodes that are given up.
+    ("delete", "", "pods", true),
     ("get", "", "pods/exec", true),
     ("create", "", "pods/exec", true),
     ("list", "", "nodes", false),
