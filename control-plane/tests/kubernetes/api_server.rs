@@ -1,6 +1,6 @@
 //! A real Kubernetes API server with its etcd, on loopback, for the tests of this folder: one per test, gone with it.
 //!
-//! No controllers and no nodes: what a test needs, it creates. The binaries are those of the test cluster (`make cluster-up` makes
+//! No nodes, and no controllers but those that a test asks for: what it needs, it creates. The binaries are those of the test cluster (`make cluster-up` makes
 //! them once); without them the tests fail, and say how to get them.
 
 use std::net::{SocketAddr, TcpListener};
@@ -59,6 +59,16 @@ pub(crate) fn free_port() -> u16 {
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
+    }
+}
+
+/// A process that ends with the value.
+pub(crate) struct Part(Child);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -179,6 +189,18 @@ impl ApiServer {
         let read = kube::config::Kubeconfig::read_from(self.kubeconfig()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(read, &Default::default()).await.unwrap();
         Client::try_from(config).unwrap()
+    }
+
+    /// Some of Kubernetes' controllers, by their names.
+    pub(crate) fn controllers(&self, names: &str) -> Part {
+        let arguments = [
+            format!("--kubeconfig={}", self.kubeconfig().display()),
+            format!("--controllers={names}"),
+            "--leader-elect=false".into(),
+            "--secure-port=0".into(),
+        ];
+        let log = self.directory.path().join("controllers.log");
+        Part(started("kube-controller-manager", &log, &arguments))
     }
 
     /// The process ends; what is stored stays.

@@ -16,3 +16,4 @@ mod proxy;
 mod rights;
 mod routes;
 mod schema;
+mod users;

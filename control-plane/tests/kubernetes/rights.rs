@@ -96,7 +96,7 @@ fn unneeded<'a>(granted: &'a [Right], asked: &[Question]) -> Vec<&'a Right> {
 }
 
 /// The documents of the rendered manifest that are of these kinds.
-fn rendered(kinds: &[&str]) -> Vec<String> {
+pub(super) fn rendered(kinds: &[&str]) -> Vec<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/weft.yaml");
     let text = std::fs::read_to_string(file).unwrap();
     let is_wanted = |document: &&str| {
@@ -141,7 +141,7 @@ async fn the_charts_rights_are_enough_and_each_is_needed() {
     account(&client, NAMESPACE, "weft-control").await;
     account(&client, NAMESPACE, "weft-node").await;
     let rights = rendered(&RIGHTS);
-    assert_eq!(rights.len(), 6, "{rights:?}");
+    assert_eq!(rights.len(), 8, "{rights:?}");
     for document in &rights {
         apply(&client, document).await.unwrap();
     }

@@ -15,7 +15,18 @@ struct Good {
     lacks: &'static [(&'static str, &'static str)],
 }
 
-const GOOD: [Good; 15] = [
+/// All that the roles for users give.
+const VIEW: &str = concat!(
+    "\"rbac.authorization.k8s.io/aggregate-to-view\":\"true\"},\"name\":\"weft-view\"},\"rules\":[{\"apiGroups\":[\"weft.dev\"],",
+    "\"resources\":[\"authorizationpolicies\",\"trafficpolicies\"],\"verbs\":[\"get\",\"list\",\"watch\"]}]}"
+);
+const EDIT: &str = concat!(
+    "\"rbac.authorization.k8s.io/aggregate-to-edit\":\"true\"},\"name\":\"weft-edit\"},\"rules\":[{\"apiGroups\":[\"weft.dev\"],",
+    "\"resources\":[\"authorizationpolicies\",\"trafficpolicies\"],\"verbs\":[\"create\",\"delete\",\"deletecollection\",",
+    "\"patch\",\"update\"]}]}"
+);
+
+const GOOD: [Good; 16] = [
     Good {
         values: &[],
         has: &[
@@ -26,6 +37,8 @@ const GOOD: [Good; 15] = [
             ("DaemonSet", "\"--connections-per-pod=16384\""),
             ("DaemonSet", "\"--flows-max=65536\""),
             ("DaemonSet", "\"--cni-exclude-namespaces=kube-system,weft-system\""),
+            ("ClusterRole", VIEW),
+            ("ClusterRole", EDIT),
         ],
         lacks: &[
             ("DaemonSet", "metrics"),
@@ -109,6 +122,11 @@ const GOOD: [Good; 15] = [
     },
     Good { values: &["createNamespace=false"], has: &[], lacks: &[("Namespace", "")] },
     Good {
+        values: &["userRoles=false"],
+        has: &[("ClusterRole", "\"name\":\"weft-control\"")],
+        lacks: &[("ClusterRole", "aggregate-to-"), ("ClusterRole", EDIT)],
+    },
+    Good {
         values: &["--namespace=weft-system"],
         has: &[("DaemonSet", "\"namespace\":\"weft-system\"")],
         lacks: &[("Namespace", "")],
@@ -181,12 +199,13 @@ const GOOD: [Good; 15] = [
 ];
 
 /// A value, and what the refusal names.
-const REFUSED: [(&str, &str); 27] = [
+const REFUSED: [(&str, &str); 28] = [
     ("image.registry=", "registry"),
     ("image.tag=a b", "tag"),
     ("image.pullPolicy=Sometimes", "pullPolicy"),
     ("image.pullSecrets=one", "pullSecrets"),
     ("createNamespace=maybe", "createNamespace"),
+    ("userRoles=maybe", "userRoles"),
     ("trustDomain=Mesh.Example", "trustDomain"),
     ("certLifetime=29s", "certLifetime"),
     ("certLifetime=91d", "certLifetime"),

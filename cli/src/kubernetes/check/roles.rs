@@ -1,4 +1,5 @@
-//! Whether the rights that Weft's own workloads have in the cluster are those of the manifest. More is not looked for: less is what breaks.
+//! Whether the rights that Weft's own workloads and the users of its kinds have in the cluster are those of the manifest. More is not
+//! looked for: less is what breaks.
 
 use anyhow::Result;
 use kube::api::DynamicObject;
@@ -10,6 +11,9 @@ use super::super::words::{Words as _, is_missing};
 
 /// A role or binding of the manifest, and what it lacks in the cluster, in words; None: nothing.
 pub(super) type Lacking = (String, Option<String>);
+
+/// Of a role that becomes part of the cluster's own, for users: the chart can leave these out.
+const FOR_USERS: &str = "rbac.authorization.k8s.io/aggregate-to-";
 
 /// Those that the user may not read are left out: the check of permissions names them.
 pub(super) async fn lacking(client: &Client) -> Result<Vec<Lacking>> {
@@ -26,6 +30,7 @@ pub(super) async fn lacking(client: &Client) -> Result<Vec<Lacking>> {
         let shown = format!("{} {}", kind(&own), name(&own));
         let found = match api.get(name(&own)).await {
             Ok(found) => Some(found.data),
+            Err(error) if is_missing(&error) && is_for_users(&own) => continue,
             Err(error) if is_missing(&error) => None,
             Err(kube::Error::Api(status)) if status.code == 403 => continue,
             Err(error) => return Err(error).doing(&format!("read {shown}")),
@@ -33,6 +38,10 @@ pub(super) async fn lacking(client: &Client) -> Result<Vec<Lacking>> {
         all.push((shown, compare(&own.data, found.as_ref())));
     }
     Ok(all)
+}
+
+fn is_for_users(role: &DynamicObject) -> bool {
+    role.metadata.labels.iter().flatten().any(|(label, _)| label.starts_with(FOR_USERS))
 }
 
 /// Pure.
@@ -114,7 +123,19 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 mod tests {
     use serde_json::json;
 
+    use super::super::super::{block_on, fake};
     use super::*;
+
+    #[test]
+    fn roles_for_users_may_be_left_out_and_those_of_the_workloads_not() {
+        let lacking = block_on(async {
+            let (nothing, _) = fake::cluster(fake::bare);
+            lacking(&nothing.client).await
+        });
+        let shown: Vec<String> = lacking.unwrap().into_iter().map(|(shown, _)| shown).collect();
+        assert!(shown.contains(&"ClusterRole weft-control".to_owned()), "{shown:?}");
+        assert!(!shown.iter().any(|one| one.contains("weft-edit") || one.contains("weft-view")), "{shown:?}");
+    }
 
     #[test]
     fn what_a_role_lacks_is_named_and_more_or_otherwise_written_is_no_fault() {
