@@ -19,8 +19,10 @@ const FILES: [&str; 5] = [
     "/opt/cni/bin/weft-cni",
 ];
 /// Of no namespace; the kinds of Weft's own have no labels.
-const CLUSTER_WIDE: [&str; 3] = [
+const CLUSTER_WIDE: [&str; 5] = [
     "clusterrole.rbac.authorization.k8s.io/weft-control",
+    "clusterrole.rbac.authorization.k8s.io/weft-edit",
+    "clusterrole.rbac.authorization.k8s.io/weft-view",
     "clusterrolebinding.rbac.authorization.k8s.io/weft-control",
     "namespace/weft-system",
 ];

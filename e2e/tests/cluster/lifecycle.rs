@@ -1,6 +1,7 @@
 //! Upgrade to another build, uninstall without a trace, install again by each other way.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use weft_e2e::cluster::Cluster;
 use weft_e2e::cluster::weft::NAMESPACE;
 use weft_e2e::lab::{metric_sum, wait};
 use weft_e2e::tools::{built_beside, repository};
@@ -50,6 +51,27 @@ fn metrics_are_scraped(shop: &Shop<'_>) -> Result<()> {
     shop.kubectl(&["delete", "pod", "scraper", "--wait=false"]).map(drop)
 }
 
+/// `weft install` knows none of a release's values: it leaves what Helm installed to Helm unless it is told otherwise.
+fn helms_is_written_over_only_by_force(cluster: &Cluster) -> Result<()> {
+    let listens = || {
+        let node = cluster.object(&["-n", NAMESPACE, "ds/weft-node"])?;
+        Ok::<_, anyhow::Error>(node["spec"].to_string().contains("--metrics-address"))
+    };
+    let Err(refused) = cluster.weft(&built_beside(), &["install"]) else { bail!("it is written over") };
+    let told = format!("{refused:#}");
+    for part in [
+        "Helm's release weft (namespace default)",
+        "helm upgrade weft deploy/helm/weft --namespace default --reset-then-reuse-values",
+        "nothing was installed",
+    ] {
+        ensure!(told.contains(part), "{part:?} is not in {told}");
+    }
+    ensure!(listens()?, "what Helm was told to set is gone");
+    cluster.weft(&built_beside(), &["install", "--force"])?;
+    ensure!(!listens()?, "with --force it has the default values");
+    Ok(())
+}
+
 #[test]
 fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_by_helm_and_by_kubectl() -> Result<()> {
     let cluster = alone()?;
@@ -75,6 +97,8 @@ fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_by_helm_and_by_kub
     cluster.helm(&["install", "weft", "deploy/helm/weft", "--set", "metrics.enabled=true"])?;
     the_mesh_is_up(&shop, "marker-helm")?;
     metrics_are_scraped(&shop)?;
+    helms_is_written_over_only_by_force(&cluster)?;
+    the_mesh_is_up(&shop, "marker-forced")?;
     loaded.note(&cluster)?;
     cluster.helm(&["uninstall", "weft", "--wait"])?;
     cluster.kubectl(&["delete", "--ignore-not-found", "--wait=false", "namespace", NAMESPACE])?;
