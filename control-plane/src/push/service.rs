@@ -118,10 +118,19 @@ async fn hello(
         return Err(Status::invalid_argument("too many known resources"));
     }
     let mut held = HashMap::with_capacity(hello.known.len());
+    let mut newer = 0_usize;
     for known in hello.known {
         let key = known.key.ok_or_else(|| Status::invalid_argument("a known resource has no key"))?;
+        if v1::Kind::try_from(key.kind).is_err() {
+            newer += 1;
+            continue;
+        }
         let key = convert::resource_key(&key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         held.insert(key, known.version);
+    }
+    if newer > 0 {
+        let version = &hello.agent_version;
+        tracing::warn!(%node, ?version, newer, "the node is of a newer version: what it holds of kinds that are not known here stays with it");
     }
     let agent_version = hello.agent_version.chars().filter(|c| !c.is_control()).take(64).collect();
     Ok((agent_version, held))

@@ -60,6 +60,20 @@ async fn a_large_first_sync_is_cut_and_a_changed_endpoint_costs_little() {
     assert!(change.encoded_len() < 1024, "{}", change.encoded_len());
 }
 
+/// As when an upgrade is taken back, or half of weft-control's replicas are upgraded.
+#[tokio::test]
+async fn a_node_of_a_newer_version_is_served_what_is_known_here() {
+    let world = World::start().await;
+    let known = [(99, "shop/of-tomorrow"), (v1::Kind::Service.into(), "shop/gone")].map(|(kind, name)| {
+        v1::KnownResource { key: Some(v1::ResourceKey { kind, name: name.into() }), version: 1 }
+    });
+    let mut node = Node::connect(&world, "node-1", TOKEN_1, known.to_vec()).await.unwrap();
+    let delta = node.delta().await.unwrap();
+    assert!(names(&delta).contains(&"mesh"), "{:?}", names(&delta));
+    let removed: Vec<_> = delta.removals.iter().map(|key| key.name.as_str()).collect();
+    assert_eq!(removed, ["shop/gone"], "what is of no kind known here stays");
+}
+
 fn root() -> String {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();

@@ -292,6 +292,14 @@ async fn nonsense_is_refused_by_name_and_the_last_good_state_stays_whole() {
     for (bad, named) in [
         (with(|resource| resource.body = None), "shop/bad"),
         (with(|resource| resource.key = None), ""),
+        // As of a newer control plane.
+        (
+            with(|resource| {
+                resource.body = None;
+                resource.key.as_mut().unwrap().kind = 99;
+            }),
+            "shop/bad",
+        ),
         (with(|resource| resource.key.as_mut().unwrap().name = "shop/other".into()), "shop/other"),
         (delta(2, &[service("b"), root_of_nothing]), "mesh"),
         (no_mesh, "mesh"),
