@@ -67,7 +67,7 @@ pub struct Settings {
     #[arg(long, env = "WEFT_CA_KEY", requires = "ca_cert")]
     pub ca_key: Option<PathBuf>,
 
-    /// Further roots (PEM) that nodes shall trust, as during a rotation; read again when it changes
+    /// Further roots (PEM) that nodes shall trust, as during a rotation; read again when it changes. For none, the one line `# none`
     #[arg(long, env = "WEFT_EXTRA_ROOTS")]
     pub extra_roots: Option<PathBuf>,
 
