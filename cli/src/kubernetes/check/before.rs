@@ -8,7 +8,7 @@ use super::facts::{ClusterFacts, GATEWAY_KINDS};
 use super::finding::Finding;
 use super::permissions::Right;
 
-/// Tokens name their node from 1.30 on as a beta; weft-control knows a node by that.
+/// Tokens name their node (ServiceAccountTokenPodNodeInfo) by default from 1.30 on, always from 1.32 on; weft-control knows a node by that.
 const KUBERNETES_MIN: (u32, u32) = (1, 30);
 /// The network namespace's cookie in sock_ops programs.
 const KERNEL_MIN: (u32, u32) = (5, 15);
@@ -159,11 +159,11 @@ fn meshes(facts: &ClusterFacts) -> Vec<Finding> {
             ))
         })
         .collect();
-    for namespace in &facts.namespaces_in_two_meshes {
+    for (namespace, mark) in &facts.namespaces_in_two_meshes {
         findings.push(Finding::error(
             "other meshes",
-            format!("the namespace {namespace} is in Weft and in another mesh"),
-            format!("take one of the labels away: kubectl label namespace {namespace} weft.dev/mesh-"),
+            format!("the namespace {namespace} is in Weft and in another mesh ({mark})"),
+            format!("take one of the two away: kubectl label namespace {namespace} weft.dev/mesh-"),
         ));
     }
     if findings.is_empty() {

@@ -81,7 +81,11 @@ fn each_fault_is_named_with_what_to_do() {
             Level::Warning,
             "ambient mode is installed (i/ztunnel)",
         ),
-        (|f| f.namespaces_in_two_meshes.push("shop".into()), Level::Error, "namespace shop is in Weft and"),
+        (
+            |f| f.namespaces_in_two_meshes.push(("shop".into(), "label istio.io/rev=stable".into())),
+            Level::Error,
+            "namespace shop is in Weft and in another mesh (label istio.io/rev=stable); take one",
+        ),
         (
             |f| drop(f.cilium.insert("sockops-enable".into(), "true".into())),
             Level::Warning,

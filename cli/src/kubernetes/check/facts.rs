@@ -21,6 +21,7 @@ use super::super::release::Release;
 use super::super::sources;
 use super::super::words::{Words as _, is_missing};
 use super::super::{CONTROL, Cluster, NAMESPACE, NODE, VERSION_LABEL, exec};
+use super::other_meshes;
 use super::permissions::{self, Permission};
 use super::roles::{self, Lacking};
 use crate::replicas;
@@ -48,7 +49,8 @@ pub(super) struct ClusterFacts {
     /// The settings of Calico's agents, if it is there.
     pub(super) felix: Value,
     pub(super) nodes: Vec<Node>,
-    pub(super) namespaces_in_two_meshes: Vec<String>,
+    /// With what puts them into another one.
+    pub(super) namespaces_in_two_meshes: Vec<(String, String)>,
     /// Those in the mesh that have NetworkPolicies.
     pub(super) namespaces_with_network_policies: Vec<String>,
     /// The level of Pod Security that weft-system enforces, if it is there and enforces one.
@@ -100,11 +102,8 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<ClusterFacts> {
         if in_mesh && policies.iter().any(|policy| policy.0 == namespace.name_any()) {
             facts.namespaces_with_network_policies.push(namespace.name_any());
         }
-        let other = label("istio-injection") == Some("enabled")
-            || matches!(label("istio.io/dataplane-mode"), Some(mode) if mode != "none")
-            || namespace.annotations().get("linkerd.io/inject").is_some_and(|value| value == "enabled");
-        if other && in_mesh {
-            facts.namespaces_in_two_meshes.push(namespace.name_any());
+        if in_mesh && let Some(mark) = other_meshes::mark(&namespace) {
+            facts.namespaces_in_two_meshes.push((namespace.name_any(), mark));
         }
     }
     facts.unreadable = unreadable;

@@ -5,6 +5,7 @@ mod before;
 mod facts;
 mod finding;
 mod node;
+mod other_meshes;
 mod permissions;
 mod roles;
 
