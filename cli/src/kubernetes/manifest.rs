@@ -68,6 +68,8 @@ pub(super) fn name(object: &DynamicObject) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::kubernetes::{CONTROL, NAMESPACE, NODE, VERSION_LABEL};
 
@@ -115,18 +117,44 @@ mod tests {
         assert!(objects.iter().any(|object| kind(object) == "DaemonSet"));
     }
 
+    /// Word for word: what is added to it, or taken away, is a decision. docs/kubernetes.md says what each is for.
     #[test]
-    fn no_container_of_weft_is_privileged_or_may_write_its_root() {
+    fn each_of_wefts_pods_has_exactly_the_privileges_that_the_documentation_names() {
+        let confined = json!({"type": "RuntimeDefault"});
+        let of_node = json!({
+            "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"]},
+        });
+        let of_nodes_pod = json!({
+            "seccompProfile": confined, "appArmorProfile": {"type": "Unconfined"}, "seLinuxOptions": {"type": "spc_t"},
+        });
+        let of_control = json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        });
+        let of_controls_pod = json!({
+            "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "seccompProfile": confined,
+        });
+        let host_paths =
+            ["/etc/cni/net.d", "/opt/cni/bin", "/run/netns", "/run/weft", "/sys/fs/bpf", "/sys/fs/cgroup"];
         let objects = embedded();
-        let workloads = objects.iter().filter(|object| ["Deployment", "DaemonSet"].contains(&kind(object)));
-        for workload in workloads {
-            let context = &container(workload)["securityContext"];
-            assert!(context["privileged"].is_null() && context["readOnlyRootFilesystem"] == true);
-            assert!(
-                context["allowPrivilegeEscalation"] == false && context["capabilities"]["drop"][0] == "ALL"
-            );
-            let pod = &workload.data["spec"]["template"]["spec"]["securityContext"];
-            assert_eq!(pod["seccompProfile"]["type"], "RuntimeDefault");
+        for (of_kind, own, of_pod, of_host, paths) in [
+            ("DaemonSet", of_node, of_nodes_pod, json!(true), &host_paths[..]),
+            ("Deployment", of_control, of_controls_pod, json!(null), &[]),
+        ] {
+            let workload = objects.iter().find(|object| kind(object) == of_kind).unwrap();
+            let pod = &workload.data["spec"]["template"]["spec"];
+            assert_eq!(container(workload)["securityContext"], own, "{of_kind}");
+            assert_eq!(pod["securityContext"], of_pod, "{of_kind}");
+            assert_eq!(pod["containers"].as_array().unwrap().len(), 1, "{of_kind}");
+            assert!(pod["initContainers"].is_null() && pod["hostIPC"].is_null(), "{of_kind}");
+            assert_eq!((&pod["hostNetwork"], &pod["hostPID"]), (&of_host, &of_host), "{of_kind}");
+            let volumes = pod["volumes"].as_array().unwrap();
+            let mut mounted: Vec<_> =
+                volumes.iter().filter_map(|volume| volume["hostPath"]["path"].as_str()).collect();
+            mounted.sort_unstable();
+            assert_eq!(mounted, paths, "{of_kind}");
         }
+        let kinds = objects.iter().map(kind);
+        assert_eq!(kinds.filter(|kind| ["DaemonSet", "Deployment"].contains(kind)).count(), 2);
     }
 }
