@@ -13,7 +13,8 @@ use super::Cluster;
 /// Each request as `GET /api/v1/nodes`, without its query.
 pub(super) type Asked = Arc<Mutex<Vec<String>>>;
 
-/// To be called where tasks can be spawned. `answer` is given the method and the path; None: there is no such thing.
+/// To be called where tasks can be spawned. `answer` is given the method and the path; None: there is no such thing; a value with a
+/// `code`: that error.
 pub(super) fn cluster(
     answer: impl Fn(&str, &str) -> Option<Value> + Send + Sync + 'static,
 ) -> (Cluster, Asked) {
@@ -23,8 +24,8 @@ pub(super) fn cluster(
         let (method, path) = (request.method().as_str(), request.uri().path());
         noted.lock().unwrap().push(format!("{method} {path}"));
         let found = answer(method, path);
-        let code = if found.is_some() { 200 } else { 404 };
         let body = found.unwrap_or_else(|| json!({"code": 404, "reason": "NotFound", "message": path}));
+        let code = body["code"].as_u64().map_or(200, |code| u16::try_from(code).unwrap());
         let body = Body::from(body.to_string().into_bytes());
         async move { Ok::<_, Infallible>(Response::builder().status(code).body(body).unwrap()) }
     });

@@ -9,6 +9,7 @@ mod exec;
 mod fake;
 mod install;
 mod manifest;
+mod parents;
 mod readiness;
 mod release;
 mod sources;

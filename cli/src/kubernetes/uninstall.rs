@@ -14,7 +14,7 @@ use super::manifest::{self, Images, kind, name};
 use super::readiness::{Workload, pods};
 use super::standing::{is_ready, why_not_ready};
 use super::words::{Words as _, is_missing};
-use super::{Cluster, NAMESPACE, PART_OF, Target, release};
+use super::{Cluster, NAMESPACE, PART_OF, Target, parents, release};
 
 /// How often the API server is asked.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -32,7 +32,8 @@ const TRUST_BUNDLE_VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The order: weft-node, and with it on every node the hooks, maps, the CNI plugin and its entry; then weft-control, its authority's \
-key, the roles, the namespace weft-system and, unless --keep-crds says otherwise, the kinds weft.dev with every policy of theirs. \
+key, the roles, the namespace weft-system and, unless --keep-crds says otherwise, the kinds weft.dev with every policy of theirs; \
+last, Weft's entries in the status of routes. \
 Pods go on running; their connections through the mesh end, and new ones bypass it.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -100,11 +101,14 @@ pub(super) async fn from(cluster: &Cluster, arguments: &Arguments) -> Result<()>
     for object in &objects {
         removed += usize::from(remove(cluster, object).await?);
     }
-    if removed == 0 {
+    if removed > 0 {
+        gone(cluster, &objects, wait_max).await?;
+    }
+    // Now nobody writes them again. Also those that are left of an installation that went by another way.
+    if removed + parents::withdraw(cluster).await == 0 {
         tell!("nothing of Weft is installed");
         return Ok(());
     }
-    gone(cluster, &objects, wait_max).await?;
     tell_what_is_left(cluster, arguments.keep_crds).await
 }
 

@@ -11,14 +11,16 @@ use super::super::super::{block_on, exec, install, sources};
 use super::super::facts;
 use super::*;
 
-/// `weft check` leaves out what depends on these where they may not be read, and says so.
-const OPTIONAL: [(&str, &str, Option<&str>); 6] = [
+/// `weft check` leaves out what depends on these where they may not be read, and says so; so does `weft uninstall` with routes' status.
+const OPTIONAL: [(&str, &str, Option<&str>); 8] = [
     ("list daemonsets", "apps", None),
     ("list deployments", "apps", None),
     ("list networkpolicies", "networking.k8s.io", None),
     ("get configmaps", "", Some("kube-system")),
     ("get felixconfigurations", "crd.projectcalico.org", None),
     ("list events", "", Some(NAMESPACE)),
+    ("list httproutes", "gateway.networking.k8s.io", None),
+    ("list grpcroutes", "gateway.networking.k8s.io", None),
 ];
 
 #[test]
