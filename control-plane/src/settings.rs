@@ -63,7 +63,7 @@ pub struct Settings {
     #[arg(long, env = "WEFT_CA_CERT", requires = "ca_key")]
     pub ca_cert: Option<PathBuf>,
 
-    /// Private key of --ca-cert (PEM, PKCS#8)
+    /// Private key of --ca-cert (PEM without a passphrase: PKCS#8, SEC1 or PKCS#1; ECDSA, RSA or Ed25519)
     #[arg(long, env = "WEFT_CA_KEY", requires = "ca_cert")]
     pub ca_key: Option<PathBuf>,
 

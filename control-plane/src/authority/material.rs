@@ -5,8 +5,8 @@ use std::time::Duration;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -65,8 +65,7 @@ impl Issuing {
             return Err(key.unusable("is missing"));
         }
         let given = certificates(certificate)?;
-        let key_pair =
-            KeyPair::from_pem(&key.text).map_err(|_| key.unusable("is not a private key (PEM, PKCS#8)"))?;
+        let key_pair = key_pair(key)?;
         let own = given[0].clone();
         let not_after = check_issuer(certificate, &own, &key_pair)?;
         let (mut roots, chain): (Vec<_>, Vec<_>) = given.into_iter().partition(|der| self_signed(der));
@@ -88,6 +87,21 @@ impl Issuing {
             .map_err(|error| certificate.unusable(error.to_string()))?;
         Ok(Self { issuer, own, chain, not_after, roots })
     }
+}
+
+/// In each of the encodings that cert-manager, Go and openssl write. What openssl puts before a key (the parameters of its curve) is passed over.
+fn key_pair(part: &Part) -> Result<KeyPair, AuthorityError> {
+    let key = PrivateKeyDer::from_pem_slice(part.text.as_bytes()).ok();
+    key.and_then(|key| KeyPair::try_from(&key).ok()).ok_or_else(|| {
+        // The label of PKCS#8, and the header of older encodings.
+        let encrypted = ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"];
+        part.unusable(if encrypted.iter().any(|sign| part.text.contains(sign)) {
+            "is encrypted: nobody could give its passphrase here"
+        } else {
+            "is not a private key that can be used: PEM (PKCS#8, SEC1 or PKCS#1) of ECDSA (P-256, P-384, P-521), RSA (2048 to 8192 bits) or \
+             Ed25519"
+        })
+    })
 }
 
 /// All of them, each once, in order.

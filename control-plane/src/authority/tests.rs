@@ -104,23 +104,30 @@ fn the_root_is_made_once_and_kept() {
     assert_eq!(material::certificates(&part(&published)).unwrap(), first);
 }
 
-#[test]
-fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
-    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    open(&settings(other.path())).unwrap();
-    let root_key = KeyPair::from_pem(&std::fs::read_to_string(other.path().join("ca.key")).unwrap()).unwrap();
-    let root_pem = std::fs::read_to_string(other.path().join("ca.pem")).unwrap();
-    let issuer = rcgen::Issuer::from_ca_cert_pem(&root_pem, root_key).unwrap();
-    let key = KeyPair::generate().unwrap();
+/// A root that is made in this directory, and an intermediate of this key. PEM.
+fn root_and_intermediate(directory: &std::path::Path, key: &KeyPair) -> (String, String) {
+    open(&settings(directory)).unwrap();
+    let read = |file: &str| std::fs::read_to_string(directory.join(file)).unwrap();
+    let root = read("ca.pem");
+    let root_key = KeyPair::from_pem(&read("ca.key")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root, root_key).unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.distinguished_name.push(DnType::CommonName, "intermediate");
-    let intermediate = params.signed_by(&key, &issuer).unwrap();
+    let intermediate = params.signed_by(key, &issuer).unwrap().pem();
+    (root, intermediate)
+}
+
+#[test]
+fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
+    let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let key = KeyPair::generate().unwrap();
+    let (root_pem, intermediate) = root_and_intermediate(other.path(), &key);
     let mut settings = settings(directory.path());
     settings.ca_cert = Some(directory.path().join("i.pem"));
     settings.ca_key = Some(directory.path().join("i.key"));
-    std::fs::write(directory.path().join("i.pem"), intermediate.pem()).unwrap();
+    std::fs::write(directory.path().join("i.pem"), intermediate).unwrap();
     std::fs::write(directory.path().join("i.key"), key.serialize_pem()).unwrap();
     assert!(open(&settings).is_err(), "an intermediate without its root is refused");
     settings.extra_roots = Some(other.path().join("root.pem"));
@@ -135,6 +142,94 @@ fn an_intermediate_is_sent_and_extra_roots_are_trusted() {
     let both = root_pem + &std::fs::read_to_string(third.path().join("root.pem")).unwrap();
     std::fs::write(other.path().join("root.pem"), both).unwrap();
     assert_eq!(now(authority.follow()).unwrap().unwrap().len(), 2);
+}
+
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(content.len()).unwrap();
+    let length = if length < 0x80 { vec![length] } else { vec![0x81, length] };
+    [&[tag][..], &length, content].concat()
+}
+
+/// A key as cert-manager writes it by default, and Go and openssl do: PKCS#1 for RSA; SEC1 for ECDSA, with the name of the curve (DER).
+fn unwrapped(key: &KeyPair, curve: Option<&[u8]>) -> Vec<u8> {
+    let pkcs8 = key.serialize_der();
+    let (_, whole) = x509_parser::der_parser::parse_der(&pkcs8).unwrap();
+    let within = whole[2].as_slice().unwrap().to_vec();
+    let Some(curve) = curve else { return within };
+    let (_, sec1) = x509_parser::der_parser::parse_der(&within).unwrap();
+    let public = [&[0][..], key.public_key_raw()].concat();
+    let parts = [
+        der(0x02, &[1]),
+        der(0x04, sec1[1].as_slice().unwrap()),
+        der(0xa0, curve),
+        der(0xa1, &der(0x03, &public)),
+    ];
+    der(0x30, &parts.concat())
+}
+
+/// In a file, for whoever signs with it; in a Secret it is the same text.
+#[test]
+fn the_authoritys_key_may_be_in_each_encoding_that_cert_manager_and_openssl_write() {
+    const P256: &[u8] = &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+    const P384: &[u8] = &[6, 5, 0x2b, 0x81, 4, 0, 0x22];
+    const P521: &[u8] = &[6, 5, 0x2b, 0x81, 4, 0, 0x23];
+    // As `openssl ecparam -genkey` has it.
+    let parameters = pem::encode(&pem::Pem::new("EC PARAMETERS", P256));
+    for (algorithm, before, label, curve) in [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "", "PRIVATE KEY", None),
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "", "EC PRIVATE KEY", Some(P256)),
+        (&rcgen::PKCS_ECDSA_P256_SHA256, parameters.as_str(), "EC PRIVATE KEY", Some(P256)),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "", "PRIVATE KEY", None),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "", "EC PRIVATE KEY", Some(P384)),
+        (&rcgen::PKCS_ECDSA_P521_SHA512, "", "EC PRIVATE KEY", Some(P521)),
+        (&rcgen::PKCS_RSA_SHA256, "", "PRIVATE KEY", None),
+        (&rcgen::PKCS_RSA_SHA256, "", "RSA PRIVATE KEY", None),
+        (&rcgen::PKCS_ED25519, "", "PRIVATE KEY", None),
+    ] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let bytes = if label == "PRIVATE KEY" { key.serialize_der() } else { unwrapped(&key, curve) };
+        let directory = tempfile::tempdir().unwrap();
+        let at = |file: &str| directory.path().join(file);
+        std::fs::create_dir(at("root")).unwrap();
+        let (_, intermediate) = root_and_intermediate(&at("root"), &key);
+        std::fs::write(at("i.pem"), intermediate).unwrap();
+        let text = before.to_owned() + &pem::encode(&pem::Pem::new(label, bytes));
+        std::fs::write(at("i.key"), text).unwrap();
+        let mut settings = settings(directory.path());
+        (settings.ca_cert, settings.ca_key) = (Some(at("i.pem")), Some(at("i.key")));
+        settings.extra_roots = Some(at("root/root.pem"));
+        // What it signs is proven to be believed before it counts.
+        let authority = open(&settings).unwrap_or_else(|error| panic!("{algorithm:?} {label}: {error}"));
+        let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/backend".parse().unwrap();
+        let signed = authority.sign(&request(&rcgen::PKCS_ECDSA_P256_SHA256), &id).unwrap();
+        assert_eq!(signed.chain_der.len(), 2, "{algorithm:?} {label}");
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_used_is_named_with_those_that_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let (root, intermediate) = root_and_intermediate(directory.path(), &key);
+    let of = |label: &str, bytes: Vec<u8>| pem::encode(&pem::Pem::new(label, bytes));
+    let cut = key.serialize_der()[..20].to_vec();
+    for (text, problem) in [
+        (of("ENCRYPTED PRIVATE KEY", key.serialize_der()), "is encrypted"),
+        (
+            "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n".into(),
+            "is encrypted",
+        ),
+        (of("PRIVATE KEY", cut), "PEM (PKCS#8, SEC1 or PKCS#1) of ECDSA (P-256, P-384, P-521), RSA"),
+        (key.public_key_pem(), "is not a private key that can be used"),
+        (intermediate.clone(), "is not a private key that can be used"),
+        (" \n".into(), "is missing"),
+    ] {
+        let key = material::Part { of: "tls.key of Secret weft-system/weft-ca".into(), text };
+        let stored = material::Material { certificate: part(&intermediate), key, roots: part(&root) };
+        let told = Issuing::new(&stored).map(drop).unwrap_err().to_string();
+        let named = told.strip_prefix("tls.key of Secret weft-system/weft-ca: ");
+        assert!(named.is_some_and(|told| told.contains(problem)), "{problem:?} is not in {told:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccou
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
-use rcgen::{CertificateParams, IsCa, KeyPair};
+use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::Code;
@@ -94,7 +94,12 @@ async fn secret(client: &Client) -> BTreeMap<String, ByteString> {
 }
 
 async fn replace_secret(client: &Client, certificate: &str, key: &str) {
-    let change = serde_json::json!({ "stringData": { "tls.crt": certificate, "tls.key": key, "ca.crt": certificate } });
+    replace_authority(client, certificate, key, certificate).await;
+}
+
+async fn replace_authority(client: &Client, certificate: &str, key: &str, root: &str) {
+    let change =
+        serde_json::json!({ "stringData": { "tls.crt": certificate, "tls.key": key, "ca.crt": root } });
     let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
     api.patch("weft-ca", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
 }
@@ -268,4 +273,66 @@ async fn replicas_share_one_authority_and_follow_it_through_a_rotation() {
     })
     .await;
     third.channel(&next, None).await;
+}
+
+/// An intermediate as cert-manager writes it by default: RSA, in PKCS#1.
+fn intermediate(root: &Issuer<'_, KeyPair>, until_year: i32) -> (String, String) {
+    let key = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "weft");
+    params.not_after = rcgen::date_time_ymd(until_year, 1, 1);
+    let certificate = params.signed_by(&key, root).unwrap().pem();
+    let pkcs8 = key.serialize_der();
+    let (_, whole) = x509_parser::der_parser::parse_der(&pkcs8).unwrap();
+    let pkcs1 = whole[2].as_slice().unwrap().to_vec();
+    (certificate, pem::encode(&pem::Pem::new("RSA PRIVATE KEY", pkcs1)))
+}
+
+#[tokio::test]
+async fn an_intermediate_as_cert_manager_writes_it_signs_and_is_renewed_under_its_root() {
+    let server = ApiServer::start(&[]).await;
+    let client = server.client().await;
+    namespace(&client, NAMESPACE, false).await;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "root");
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let root = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let (certificate, key) = intermediate(&issuer, 2096);
+    let object = serde_json::json!({
+        "metadata": { "name": "weft-ca" },
+        "type": "kubernetes.io/tls",
+        "stringData": { "tls.crt": certificate, "tls.key": key, "ca.crt": root },
+    });
+    create::<Secret>(&client, NAMESPACE, object).await;
+
+    let control = Control::start(&server, "control");
+    let same = |published: String| published.lines().eq(root.lines());
+    assert!(same(published(&client).await), "the root alone is to be trusted");
+    // Its listener sends the intermediate.
+    control.channel(&root, None).await;
+    assert!(!control.log().contains("a root was made"));
+
+    let ends = |year: i32| {
+        let control = &control;
+        async move {
+            let end = rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
+            until(&format!("an authority until {year}"), || async {
+                let authority = control.status().await["authority"].clone();
+                (authority["not_after_unix_s"] == end && authority["rotating"] == false).then_some(())
+            })
+            .await;
+        }
+    };
+    ends(2096).await;
+    let (certificate, key) = intermediate(&issuer, 2097);
+    replace_authority(&client, &certificate, &key, &root).await;
+    ends(2097).await;
+    assert!(same(published(&client).await), "another intermediate is no other root");
+
+    replace_authority(&client, &certificate, "nonsense", &root).await;
+    control.says("tls.key of Secret weft-system/weft-ca: is not a private key that can be used").await;
+    control.channel(&root, None).await;
 }
