@@ -25,7 +25,8 @@ const CERT_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
     after_help = "Objects come from a Kubernetes API server (--kubernetes) or from directories of manifests (--manifests). Nodes \
                   connect to --listen with TLS; the certificate names the DNS name weft-control. With --manifests it chains to \
                   <state-dir>/root.pem, which every node needs, and each node authenticates with the token of a Secret of type \
-                  weft.dev/join-token in the manifests."
+                  weft.dev/join-token in the manifests.\n\nThe log is text on stderr; RUST_LOG sets its level (default `info`; \
+                  such as `info,weft_control=debug`)."
 )]
 pub struct Settings {
     /// Directory of Kubernetes manifests (*.yaml, *.yml, *.json), read recursively and watched; may be repeated
