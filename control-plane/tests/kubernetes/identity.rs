@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::core::NamespaceResourceScope;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind, NamespaceResourceScope};
 use kube::{Api, Client, Resource};
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 use serde::Serialize;
@@ -84,6 +84,14 @@ async fn bundle(client: &Client) -> Option<BTreeMap<String, String>> {
 
 pub(super) async fn published(client: &Client) -> String {
     until("the published bundle", || async { bundle(client).await?.remove("root.pem") }).await
+}
+
+/// What the ClusterTrustBundle says, in the version that 1.36 serves.
+pub(super) async fn cluster_bundle(client: &Client) -> Option<serde_json::Value> {
+    let kind = GroupVersionKind::gvk("certificates.k8s.io", "v1beta1", "ClusterTrustBundle");
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    let found = api.get_opt("weft.dev:mesh:root").await.unwrap()?;
+    Some(found.data["spec"].clone())
 }
 
 async fn secret(client: &Client) -> BTreeMap<String, ByteString> {

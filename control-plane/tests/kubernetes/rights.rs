@@ -17,7 +17,7 @@ use super::authorizer::{Authorizer, Question};
 use super::cluster::{POLICY, ROUTE, apply, conditions, gateway_api, install, label, shop};
 use super::control::{Control, csr, until};
 use super::events::{events_on, odd_pod};
-use super::identity::{NAMESPACE, account, pod, published, replace_root, token};
+use super::identity::{NAMESPACE, account, cluster_bundle, pod, published, replace_root, token};
 use super::node::Node;
 
 const RIGHTS: [&str; 4] = ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
@@ -151,6 +151,9 @@ async fn the_charts_rights_are_enough_and_each_is_needed() {
     let control = Control::start_by(&server, &server.kubeconfig_of(&own), "control", &["--watch-time=4s"]);
     control.says("weft-control is up").await;
     control.says("published as a ClusterTrustBundle").await;
+    let first = published(&client).await;
+    let spec = serde_json::json!({"signerName": "weft.dev/mesh", "trustBundle": first});
+    assert_eq!(cluster_bundle(&client).await, Some(spec));
 
     // Every kind is listed and watched, or nodes would not be served.
     let mut node = Node::connect_when_served(control.address, &client, "node-1").await;
@@ -184,10 +187,15 @@ async fn the_charts_rights_are_enough_and_each_is_needed() {
     let refused = CertificatesClient::new(control.channel(&root, Some(shown)).await).sign(request).await;
     assert_eq!(refused.map(drop).unwrap_err().code(), Code::PermissionDenied);
 
-    // Another root: the bundle that is published changes.
+    // Another root: the bundle that is published changes, and the ClusterTrustBundle with it.
     replace_root(&client).await;
-    until("two roots", || async {
-        (published(&client).await.matches("BEGIN CERTIFICATE").count() == 2).then_some(())
+    let both = until("two roots", || async {
+        let text = published(&client).await;
+        (text.matches("BEGIN CERTIFICATE").count() == 2).then_some(text)
+    })
+    .await;
+    until("both roots in the ClusterTrustBundle", || async {
+        (cluster_bundle(&client).await?["trustBundle"] == both).then_some(())
     })
     .await;
 
