@@ -87,6 +87,7 @@ pub(super) fn positive_duration(_: &mut SchemaGenerator) -> Schema {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Selector {
+    /// Labels that a pod must have, all of them with these values. At most 64; empty: every pod.
     #[schemars(extend("maxProperties" = LABELS_MAX))]
     pub match_labels: std::collections::BTreeMap<String, String>,
 }

@@ -15,6 +15,7 @@ use super::traffic::TrafficPolicy;
 pub struct PolicyStatus {
     /// The generation that the conditions are about.
     pub observed_generation: Option<i64>,
+    /// `Accepted`: whether it is in force, and why not or not for all. `Programmed`: whether all nodes that need it have it.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"], "maxItems" = 8))]
     pub conditions: Vec<Condition>,
@@ -73,7 +74,54 @@ pub(super) fn some_field(fields: &[&str]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_yaml_ng::Value as Yaml;
+
     use super::*;
+
+    /// What `kubectl explain` has nothing to say of.
+    fn undescribed(at: &str, schema: &Yaml, found: &mut Vec<String>) {
+        for (name, field) in schema.get("properties").and_then(Yaml::as_mapping).into_iter().flatten() {
+            let path = format!("{at}.{}", name.as_str().unwrap());
+            let description = field.get("description").and_then(Yaml::as_str).unwrap_or_default();
+            if description.is_empty() {
+                found.push(path.clone());
+            }
+            undescribed(&path, field, found);
+        }
+        if let Some(items) = schema.get("items") {
+            undescribed(at, items, found);
+        }
+    }
+
+    #[test]
+    fn every_field_and_the_kind_itself_is_described() {
+        for (file, text) in files().unwrap() {
+            let crd: Yaml = serde_yaml_ng::from_str(&text).unwrap();
+            let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            let kind = schema["description"].as_str().unwrap();
+            assert!(kind.starts_with("Says "), "{file}: {kind}");
+            let mut found = Vec::new();
+            undescribed(file, schema, &mut found);
+            assert!(found.is_empty(), "without a description: {found:?}");
+        }
+    }
+
+    /// Who looks at a list asks whether it counts, why not, and where.
+    #[test]
+    fn a_list_shows_the_reason_and_the_nodes_without_being_asked() {
+        for (file, text) in files().unwrap() {
+            let crd: Yaml = serde_yaml_ng::from_str(&text).unwrap();
+            let columns = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_sequence().unwrap();
+            let shown = columns
+                .iter()
+                .filter(|column| column.get("priority").is_none_or(|at| at.as_i64() == Some(0)));
+            let names: Vec<&str> = shown.map(|column| column["name"].as_str().unwrap()).collect();
+            assert!(
+                names.ends_with(&["Accepted", "Reason", "Programmed", "Nodes", "Age"]),
+                "{file}: {names:?}"
+            );
+        }
+    }
 
     /// `weft-control crds` writes what should be there.
     #[test]

@@ -27,17 +27,21 @@ use super::{Envelope, id_of, read_strict};
     status = "PolicyStatus",
     shortname = "wap",
     category = "weft",
+    doc = "Says who may talk to pods of its namespace: verified identities, addresses, ports and HTTP requests are allowed, denied or \
+           audited. What is in force, and which nodes have it, is in its status.",
     printcolumn = r#"{"name": "Action", "type": "string", "jsonPath": ".spec.action"}"#,
     printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].reason"}"#,
     printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
-    printcolumn = r#"{"name": "Nodes", "type": "string", "priority": 1, "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
+    printcolumn = r#"{"name": "Nodes", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 pub struct AuthorizationPolicySpec {
-    /// Absent or empty: every pod of the namespace.
+    /// The pods that are talked to, by their labels. Absent or empty: every pod of the namespace.
     selector: Option<Selector>,
+    /// ALLOW lets in what a rule matches, DENY refuses it, AUDIT only notes it in the access log and on the span.
     action: Action,
-    /// Any matches. ALLOW without rules denies everything; DENY and AUDIT without rules do nothing.
+    /// Any matches; at most 256. ALLOW without rules denies everything; DENY and AUDIT without rules do nothing.
     #[serde(default)]
     #[schemars(extend("maxItems" = RULES_MAX))]
     rules: Vec<Rule>,
@@ -55,11 +59,11 @@ enum Action {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Rule {
-    /// Any matches; absent: everyone.
+    /// Who talks. Any entry matches, at most 64; absent: everyone.
     #[serde(default)]
     #[schemars(extend("maxItems" = ENTRIES_MAX))]
     from: Vec<Source>,
-    /// Any matches; absent: everything.
+    /// What is asked for. Any entry matches, at most 64; absent: everything.
     #[serde(default)]
     #[schemars(extend("maxItems" = ENTRIES_MAX))]
     to: Vec<Operation>,
@@ -70,19 +74,22 @@ struct Rule {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = some_field(SOURCE_FIELDS)))]
 struct Source {
-    /// The verified SPIFFE ID, with or without `spiffe://`: exactly, `a*`, `*a`, or `*` (any).
+    /// The client's verified SPIFFE ID, with or without `spiffe://`: exactly, `a*`, `*a`, or `*` (any). At most 256.
     #[schemars(schema_with = "bounds::starred_list")]
     principals: Vec<String>,
+    /// Not these verified SPIFFE IDs, written as in `principals`; who has none is none of them. At most 256.
     #[schemars(schema_with = "bounds::starred_list")]
     not_principals: Vec<String>,
-    /// Of the verified SPIFFE ID.
+    /// The namespace in the client's verified SPIFFE ID, exactly. At most 256.
     #[schemars(schema_with = "bounds::names")]
     namespaces: Vec<String>,
+    /// Not these namespaces of a verified SPIFFE ID; who has none is in none of them. At most 256.
     #[schemars(schema_with = "bounds::names")]
     not_namespaces: Vec<String>,
-    /// Of the client's address.
+    /// The client's address is in one of these, such as 10.0.0.0/8 or fd00::/8. At most 256.
     #[schemars(schema_with = "bounds::cidrs")]
     cidrs: Vec<String>,
+    /// The client's address is in none of these. At most 256.
     #[schemars(schema_with = "bounds::cidrs")]
     not_cidrs: Vec<String>,
 }
@@ -95,20 +102,25 @@ const SOURCE_FIELDS: &[&str] =
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = some_field(OPERATION_FIELDS)))]
 struct Operation {
-    /// Of the pod.
+    /// The port of the pod (not of the Service), 1 to 65535. At most 256.
     #[schemars(schema_with = "bounds::ports")]
     ports: Vec<u32>,
+    /// None of these ports of the pod, 1 to 65535. At most 256.
     #[schemars(schema_with = "bounds::ports")]
     not_ports: Vec<u32>,
+    /// The method of the HTTP request, with its case, such as GET. At most 256, of 64 characters.
     #[schemars(schema_with = "bounds::methods")]
     methods: Vec<String>,
+    /// None of these methods of the HTTP request. At most 256, of 64 characters.
     #[schemars(schema_with = "bounds::methods")]
     not_methods: Vec<String>,
-    /// Exactly, `a*`, `*a`, or `*` (any).
+    /// The path of the HTTP request, without its query: exactly, `a*`, `*a`, or `*` (any). At most 256.
     #[schemars(schema_with = "bounds::starred_list")]
     paths: Vec<String>,
+    /// None of these paths of the HTTP request, written as in `paths`. At most 256.
     #[schemars(schema_with = "bounds::starred_list")]
     not_paths: Vec<String>,
+    /// Headers of the HTTP request: each name that is given must be there with its value, or one of its values. At most 64.
     #[schemars(extend("maxItems" = ENTRIES_MAX))]
     headers: Vec<Header>,
 }
@@ -116,12 +128,14 @@ struct Operation {
 const OPERATION_FIELDS: &[&str] =
     &["ports", "notPorts", "methods", "notMethods", "paths", "notPaths", "headers"];
 
+/// A header of the request.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Header {
+    /// The header's name; its case does not matter. At most 256 characters.
     #[schemars(schema_with = "bounds::header_name")]
     name: String,
-    /// Exactly, `a*`, `*a`, or `*` (any).
+    /// Its value: exactly, `a*`, `*a`, or `*` (any that is there). At most 2048 characters.
     #[schemars(schema_with = "bounds::starred")]
     value: String,
 }

@@ -33,9 +33,13 @@ const EJECTED_PERCENT_DEFAULT: u32 = 50;
     status = "PolicyStatus",
     shortname = "wtp",
     category = "weft",
+    doc = "Says how clients of the mesh reach Services of its namespace (retries, time-outs, endpoints that fail, bounds on connections), \
+           and how pods take connections in (mutual TLS only, or plaintext too). What is in force, and which nodes have it, is in its \
+           status.",
     printcolumn = r#"{"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].reason"}"#,
     printcolumn = r#"{"name": "Programmed", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
-    printcolumn = r#"{"name": "Nodes", "type": "string", "priority": 1, "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
+    printcolumn = r#"{"name": "Nodes", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].message"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -50,22 +54,26 @@ const EJECTED_PERCENT_DEFAULT: u32 = 50;
     },
 ]))]
 pub struct TrafficPolicySpec {
-    /// The Services that clients shall reach this way; absent: every Service of the namespace.
+    /// The Services that clients shall reach this way, at most 256; absent: every Service of the namespace.
     #[serde(default)]
     #[schemars(extend("maxItems" = VALUES_MAX))]
     target_refs: Vec<TargetRef>,
     /// The pods that `inbound` is for; absent or empty: every pod of the namespace.
     selector: Option<Selector>,
+    /// How pods take connections in. Absent: as the namespace's label weft.dev/mtls says, else STRICT.
     inbound: Option<InboundSpec>,
+    /// When a request is repeated. Absent: never once it was answered, unless the HTTPRoute has a `retry` of its own.
     retry: Option<Retry>,
+    /// How long a connection to an endpoint may take, such as 500ms; more than 10s counts as 10s. Default 2s while there are others to try, else 10s.
     #[serde(default)]
     #[schemars(schema_with = "bounds::duration")]
     connect_timeout: Option<String>,
+    /// When an endpoint that fails is left out for a while. Absent: after 5 failures in a row, for 5s, at most half of the endpoints.
     ejection: Option<Ejection>,
-    /// Per client pod and endpoint.
+    /// Connections at a time, per client pod and endpoint; from 1. Default 1024 for HTTP; others are bounded only where it is set.
     #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     max_connections: Option<u32>,
-    /// Per client pod and endpoint.
+    /// Requests that wait for one of `maxConnections`, per client pod and endpoint; from 1. Default 1024.
     #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     max_pending_requests: Option<u32>,
 }
@@ -74,12 +82,15 @@ pub struct TrafficPolicySpec {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetRef {
+    /// Empty, the core group; which is the default.
     #[serde(default)]
     #[schemars(extend("enum" = [""]))]
     group: String,
+    /// Service, which is the default.
     #[serde(default = "service")]
     #[schemars(extend("enum" = ["Service"]))]
     kind: String,
+    /// The Service's name. One that is not there (yet) is told in the status.
     #[schemars(schema_with = "bounds::name")]
     name: String,
 }
@@ -91,6 +102,7 @@ fn service() -> String {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InboundSpec {
+    /// STRICT: only mutual TLS. PERMISSIVE: plaintext too.
     mode: Mode,
 }
 
@@ -105,21 +117,24 @@ enum Mode {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Retry {
-    /// Default 502, 503, 504.
+    /// The HTTP statuses that are repeated, 400 to 599, at most 256; default 502, 503, 504. A time-out of an attempt counts as 504.
     #[serde(default)]
     #[schemars(schema_with = "bounds::statuses")]
     codes: Vec<u32>,
-    /// Retries after the first attempt; default 1.
+    /// Retries after the first attempt, 0 to 10; default 1.
     #[schemars(range(max = 10))]
     attempts: Option<u32>,
+    /// The pause before the first retry, such as 25ms (the default); it doubles up to 1s, with jitter.
     #[serde(default)]
     #[schemars(schema_with = "bounds::duration")]
     backoff: Option<String>,
-    /// Default GET, HEAD, OPTIONS.
+    /// The methods that may be repeated, with their case, at most 256; default GET, HEAD, OPTIONS. A gRPC call is a POST.
     #[serde(default)]
     #[schemars(schema_with = "bounds::methods")]
     methods: Vec<String>,
+    /// How many retries there may be beside the requests, for all methods together.
     budget: Option<Budget>,
+    /// How long an attempt may take up to the head of its response, such as 1s. Default: no bound but the request's own.
     #[serde(default)]
     #[schemars(schema_with = "bounds::duration")]
     per_try_timeout: Option<String>,
@@ -129,10 +144,10 @@ struct Retry {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Budget {
-    /// Default 20.
+    /// Of the requests of the last 10s, in percent, 0 to 100; default 20.
     #[schemars(range(max = 100))]
     percent: Option<u32>,
-    /// Default 10.
+    /// Retries per second that there may be in any case, from 0; default 10.
     #[schemars(range(max = 4_294_967_295_u32))]
     min_per_second: Option<u32>,
 }
@@ -141,13 +156,14 @@ struct Budget {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Ejection {
+    /// After so many failures in a row; from 1.
     #[schemars(range(min = 1, max = 4_294_967_295_u32))]
     consecutive_failures: u32,
-    /// Default 30s.
+    /// How long it is left out the first time, such as 30s (the default), longer than 0; each further time doubles it, up to 5m.
     #[serde(default)]
     #[schemars(schema_with = "bounds::positive_duration")]
     base_ejection_time: Option<String>,
-    /// Default 50.
+    /// Of the endpoints, how many may be left out at a time, in percent, 0 to 100; default 50. One always stays.
     #[schemars(range(max = 100))]
     max_ejected_percent: Option<u32>,
 }
@@ -216,7 +232,7 @@ pub(super) fn traffic_policy(document: &Document<'_>) -> Result<Object, Refused>
     ] {
         if value == Some(0) {
             return Err(document
-                .refuse(path, format!("{path}: 0 would refuse everything; leave it out for no limit")));
+                .refuse(path, format!("{path}: 0 would refuse everything; leave it out for the default")));
         }
     }
     let wire = v1::TrafficPolicy {
