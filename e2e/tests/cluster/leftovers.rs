@@ -9,7 +9,7 @@ use aya::programs::{ProgramInfo, loaded_programs};
 use weft_e2e::cluster::Cluster;
 use weft_e2e::lab::wait;
 
-use crate::fixture::CHANGE_WAIT_MAX;
+use crate::fixture::{CHANGE_WAIT_MAX, START_WAIT_MAX, Shop};
 
 const FILES: [&str; 5] = [
     "/sys/fs/bpf/weft",
@@ -26,6 +26,15 @@ const CLUSTER_WIDE: [&str; 5] = [
     "clusterrolebinding.rbac.authorization.k8s.io/weft-control",
     "namespace/weft-system",
 ];
+/// Whose status says what Weft makes of it.
+const ROUTE: &str = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: through, namespace: @NS@}, spec: {parentRefs: [{group: '', kind: Service, name: server}],
+  rules: [{backendRefs: [{name: server, port: 80}]}]}}";
+const CONTROLLER: &str = "weft.dev/mesh-controller";
+const ANOTHER: &str = "example.com/gateway";
+/// What another controller says of the route, before what Weft says.
+const ANOTHERS_ENTRY: &str = r#"[{"op": "add", "path": "/status/parents/0", "value": {"controllerName": "example.com/gateway",
+  "parentRef": {"group": "", "kind": "Service", "name": "server"}, "conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted",
+  "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}]"#;
 /// Some of the programs that are loaded while pods are in the mesh.
 const PROGRAMS: [&str; 3] = ["weft_connect4", "weft_sock_ops", "weft_sk_lookup"];
 
@@ -137,4 +146,47 @@ pub(crate) fn nothing_left(cluster: &Cluster, loaded: &Loaded) -> Result<()> {
     let left = cluster_wide(cluster)?;
     ensure!(left.is_empty(), "the cluster still has {left:?}");
     Ok(())
+}
+
+/// Who has entries in the status of routes: of one, or of all that there are.
+fn controllers(cluster: &Cluster, of: &[&str], path: &str) -> Result<Vec<String>> {
+    let output = format!("jsonpath={{{path}.status.parents[*].controllerName}}");
+    let told = cluster.kubectl(&[&["get"], of, &["-o", &output]].concat())?;
+    Ok(told.split_whitespace().map(str::to_owned).collect())
+}
+
+fn controllers_of_route(shop: &Shop<'_>) -> Result<Vec<String>> {
+    controllers(shop.cluster, &["-n", shop.namespace, "httproute", "through"], "")
+}
+
+/// A route of the shop, with entries of Weft's and of another controller's in its status.
+pub(crate) fn route_of_two_controllers(shop: &Shop<'_>) -> Result<()> {
+    shop.apply(ROUTE)?;
+    let has = |wanted: &[&str]| {
+        wait::until(START_WAIT_MAX, || {
+            let found = controllers_of_route(shop)?;
+            ensure!(found == wanted, "the route's status is {found:?}'s, not {wanted:?}'s");
+            Ok(())
+        })
+    };
+    has(&[CONTROLLER])?;
+    shop.kubectl(&[
+        "patch",
+        "httproute",
+        "through",
+        "--subresource=status",
+        "--type=json",
+        "-p",
+        ANOTHERS_ENTRY,
+    ])?;
+    has(&[ANOTHER, CONTROLLER])
+}
+
+/// Takes that route away.
+pub(crate) fn nothing_left_in_routes(shop: &Shop<'_>) -> Result<()> {
+    let found = controllers_of_route(shop)?;
+    ensure!(found == [ANOTHER], "the route's status is {found:?}'s");
+    let all = controllers(shop.cluster, &["httproutes,grpcroutes", "--all-namespaces"], ".items[*]")?;
+    ensure!(!all.iter().any(|one| one == CONTROLLER), "routes still have entries of Weft's: {all:?}");
+    shop.kubectl(&["delete", "httproute", "through"]).map(drop)
 }

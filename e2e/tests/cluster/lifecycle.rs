@@ -7,7 +7,9 @@ use weft_e2e::lab::{metric_sum, wait};
 use weft_e2e::tools::{built_beside, repository};
 
 use crate::fixture::{START_WAIT_MAX, Shop, TUNNEL_PORT, alone, host};
-use crate::leftovers::{Loaded, everything_there, kinds_of_weft, nothing_left};
+use crate::leftovers::{
+    Loaded, everything_there, kinds_of_weft, nothing_left, nothing_left_in_routes, route_of_two_controllers,
+};
 use crate::upgrade::upgraded_under_load;
 
 /// What an installation is for: the pods are in the mesh, and what they send crosses the link encrypted.
@@ -87,9 +89,11 @@ fn weft_is_upgraded_uninstalled_without_a_trace_and_installed_by_helm_and_by_kub
     ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
 
     everything_there(&cluster)?;
+    route_of_two_controllers(&shop)?;
     loaded.note(&cluster)?;
     cluster.weft(&next.binaries, &["uninstall"])?;
     nothing_left(&cluster, &loaded)?;
+    nothing_left_in_routes(&shop)?;
     ensure!(kinds_of_weft(&cluster)?.is_empty(), "its kinds go too");
     ensure!(shop.captured("marker-out")?.contains("marker-out"), "without Weft all is in the clear");
     ensure!(shop.kubectl(&["get", "pods", "-o", lives])? == before, "no pod was restarted");
