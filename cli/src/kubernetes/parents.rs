@@ -44,10 +44,10 @@ pub(super) async fn withdraw(cluster: &Cluster) -> usize {
         let failed: Vec<&String> = done.iter().filter_map(|one| one.as_ref().err()).collect();
         let cleared = done.len() - failed.len();
         if cleared > 0 {
-            tell!("removed Weft's entries from the status of {cleared} {kind}s");
+            tell!("removed Weft's entries from the status of {kind}s: {cleared}");
         }
         if let Some(first) = failed.first() {
-            tell!("left: Weft's entries in the status of {} {kind}s, as of {first}", failed.len());
+            tell!("left: Weft's entries in the status of {kind}s: {}, as of {first}", failed.len());
         }
         withdrawn += cleared;
     }
