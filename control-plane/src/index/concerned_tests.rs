@@ -77,7 +77,7 @@ fn world() -> Vec<[Object; 2]> {
         [pod("shop", "b", "n2", "app: y"), pod("shop", "b", "n2", "app: x")],
         [pod("shop", "c", "n1", "app: z"), pod("shop", "c", "n3", "tier: t")],
         [pod("other", "d", "n3", "app: x"), pod("other", "d", "n1", "app: x")],
-        [service("shop", "x", 80), service("shop", "x", 81)],
+        [service("shop", "x", 80), service("shop", "x", 81).replace("name: http", "name: web")],
         [service("shop", "y", 80), service("shop", "y", 80).replace("10.96.0.1", "None")],
         [service("other", "far", 80), service("other", "far", 81)],
         [deny("all", "", 1), deny("all", "", 2)],
@@ -116,6 +116,11 @@ fn world() -> Vec<[Object; 2]> {
             http_route("other", "consumer", "name: far", "name: far"),
         ],
         [grpc_route("g", "name: x"), grpc_route("g", "name: y, port: 80")],
+        [
+            http_route("shop", "named", "name: x, sectionName: http", "name: y"),
+            http_route("shop", "named", "name: x, port: 81, sectionName: web", "name: y"),
+        ],
+        [grpc_route("h", "name: x, sectionName: http"), grpc_route("h", "name: x, sectionName: web")],
         [grant("HTTPRoute"), grant("GRPCRoute")],
     ];
     let one = |text: &String| objects(text).remove(0);
@@ -141,7 +146,7 @@ proptest! {
 
     #[test]
     fn nothing_is_left_out_that_reads_otherwise(
-        steps in proptest::collection::vec((0usize..22, 0usize..3), 1..60),
+        steps in proptest::collection::vec((0usize..24, 0usize..3), 1..60),
         at_once in 1usize..4,
     ) {
         let world = world();

@@ -8,13 +8,14 @@ use std::sync::{Arc, LazyLock};
 
 use weft_proto::identity::NamespacedName;
 use weft_proto::model::{
-    AppProtocol, HttpMatch, HttpRoute, HttpRule, InboundMode, ParentRef, PathMatch, RouteKind, TrafficPolicy,
-    ValueMatch,
+    AppProtocol, HttpMatch, HttpRule, InboundMode, PathMatch, RouteKind, TrafficPolicy, ValueMatch,
 };
 
 use super::Index;
 use crate::source::ObjectKey;
-use crate::source::object::{Inbound, Kind, Labels, TrafficPolicyObject, selects};
+use crate::source::object::{
+    Inbound, Kind, Labels, Parent, RouteObject, ServicePort, TrafficPolicyObject, selects,
+};
 
 /// So many of a kind are named in a message, the others counted: a status is read by people.
 const NAMED_MAX: usize = 8;
@@ -147,31 +148,27 @@ impl Index {
     }
 
     /// Matches of a route that get no request of a parent, since an older route for the same clients has the same; empty: none.
-    pub fn outdone(&self, kind: RouteKind, id: &NamespacedName, parent: &ParentRef) -> String {
+    pub fn outdone(&self, kind: RouteKind, id: &NamespacedName, parent: &Parent) -> String {
         let (Some(own), Some(service)) =
             (self.objects.route(id, kind), self.objects.services.get(&parent.service))
         else {
             return String::new();
         };
         let older = self.older_routes(own, parent);
-        let ports = service.ports.iter().filter(|port| {
-            port.app_protocol != AppProtocol::Tcp && parent.port.is_none_or(|wanted| wanted == port.port)
-        });
-        let ports: Vec<u16> = ports.map(|port| port.port).collect();
-        let has = |route: &HttpRoute, port: u16, own: &HttpMatch| {
-            let attached = |other: &ParentRef| {
-                other.service == parent.service && other.port.is_none_or(|wanted| wanted == port)
-            };
-            let mut matches = route.rules.iter().flat_map(|rule| matches_of(rule));
-            route.parents.iter().any(attached) && matches.any(|other| same(own, other))
+        let ports = service.ports.iter();
+        let ports: Vec<&ServicePort> =
+            ports.filter(|port| port.app_protocol != AppProtocol::Tcp && parent.takes(port)).collect();
+        let has = |other: &RouteObject, port: &ServicePort, own: &HttpMatch| {
+            let mut matches = other.route.rules.iter().flat_map(|rule| matches_of(rule));
+            other.attaches(&parent.service, port) && matches.any(|other| same(own, other))
         };
         let mut said = Vec::new();
-        for (i, rule) in own.rules.iter().enumerate() {
+        for (i, rule) in own.route.rules.iter().enumerate() {
             for (j, one) in matches_of(rule).iter().enumerate() {
                 let which = if rule.matches.is_empty() { String::new() } else { format!(".matches[{j}]") };
                 said.extend(ports.iter().filter_map(|port| {
-                    let by = older.iter().find(|route| has(route, *port, one))?;
-                    Some(format!("rules[{i}]{which} at port {port} ({} {})", kind.name(), by.id.name))
+                    let by = &older.iter().find(|other| has(other, port, one))?.route.id.name;
+                    Some(format!("rules[{i}]{which} at port {} ({} {by})", port.port, kind.name()))
                 }));
             }
         }
@@ -183,13 +180,14 @@ impl Index {
     }
 
     /// In order. Clients follow either the routes of their own namespace or those of the Service's.
-    fn older_routes<'a>(&'a self, own: &HttpRoute, parent: &ParentRef) -> Vec<&'a Arc<HttpRoute>> {
+    fn older_routes<'a>(&'a self, own: &RouteObject, parent: &Parent) -> Vec<&'a Arc<RouteObject>> {
+        let (kind, namespace) = (own.route.kind, &own.route.id.namespace);
         let names = self.objects.routes_naming(&parent.service);
-        let names = names.filter(|(id, kind)| *kind == own.kind && id.namespace == own.id.namespace);
+        let names = names.filter(|(id, of)| *of == kind && id.namespace == *namespace);
         let routes = names.filter_map(|name| self.objects.routes.get(name));
-        let age = |route: &HttpRoute| (route.created_unix_s, route.id.clone());
+        let age = |object: &RouteObject| (object.route.created_unix_s, object.route.id.clone());
         let mut older: Vec<_> = routes.filter(|other| age(other) < age(own)).collect();
-        older.sort_by_key(|route| age(route));
+        older.sort_by_key(|object| age(object));
         older
     }
 }

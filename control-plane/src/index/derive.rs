@@ -15,7 +15,7 @@ use super::interest::Edge;
 use super::objects::RouteName;
 use super::{Changes, Dirty, Index, Referrer, RouteEntry, Sent, WorkloadEntry};
 use crate::source::ObjectKey;
-use crate::source::object::{self, Kind, Pod, TargetPort};
+use crate::source::object::{self, Kind, Pod, RouteObject, TargetPort};
 
 impl Index {
     pub(super) fn derive(&mut self, dirty: Dirty, changes: &mut Changes) {
@@ -304,9 +304,9 @@ impl Index {
 
     fn derive_route(&mut self, name: &RouteName, changes: &mut Changes) {
         let (id, kind) = name;
-        let next = self.objects.routes.get(name).map(|route| RouteEntry {
-            producer: route.parents.iter().any(|parent| parent.service.namespace == id.namespace),
-            sent: Sent::new(&Resource::HttpRoute(Arc::new(self.resolved(route)))),
+        let next = self.objects.routes.get(name).map(|object| RouteEntry {
+            producer: object.parents.iter().any(|parent| parent.service.namespace == id.namespace),
+            sent: Sent::new(&Resource::HttpRoute(Arc::new(self.resolved(object)))),
         });
         let key = kind.key(id.clone());
         let before = self.common(&key);
@@ -316,9 +316,10 @@ impl Index {
         });
     }
 
-    /// The route with its references checked: backends that cannot be resolved are marked, mirrors left out.
-    fn resolved(&self, route: &HttpRoute) -> HttpRoute {
-        let from = Referrer::of(route);
+    /// The route with its references checked: backends that cannot be resolved are marked, mirrors and parents left out.
+    fn resolved(&self, object: &RouteObject) -> HttpRoute {
+        let RouteObject { route, parents } = object;
+        let from = Referrer::of(object);
         let resolves = |service: &NamespacedName, port| self.resolve(&from, service, port).is_ok();
         let rules = route.rules.iter().map(|rule| {
             let mut rule: HttpRule = (**rule).clone();
@@ -331,7 +332,8 @@ impl Index {
             });
             Arc::new(rule)
         });
-        HttpRoute { rules: rules.collect(), ..route.clone() }
+        let parents = parents.iter().filter_map(|parent| self.parent_by_number(parent));
+        HttpRoute { parents: parents.collect(), rules: rules.collect(), ..route.clone() }
     }
 
     pub(crate) fn has_port(&self, service: &NamespacedName, port: u16) -> bool {

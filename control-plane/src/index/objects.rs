@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_proto::identity::{NamespacedName, PodUid};
-use weft_proto::model::{HttpFilter, HttpRoute, RouteKind};
+use weft_proto::model::{HttpFilter, RouteKind};
 
 use super::selectors::{PodsByLabel, Selectors};
 use crate::source::object::{
     AuthorizationPolicyObject, EndpointSlice, Inbound, JoinToken, Kind, Labels, Namespace, Node, Pod,
-    ReferenceGrant, Service, TrafficPolicyObject, selects,
+    ReferenceGrant, RouteObject, Service, TrafficPolicyObject, selects,
 };
 use crate::source::{Object, ObjectKey};
 
@@ -24,7 +24,7 @@ pub struct Objects {
     pub(super) pods: BTreeMap<NamespacedName, Arc<Pod>>,
     pub(super) services: BTreeMap<NamespacedName, Arc<Service>>,
     pub(super) slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
-    pub(super) routes: BTreeMap<RouteName, Arc<HttpRoute>>,
+    pub(super) routes: BTreeMap<RouteName, Arc<RouteObject>>,
     pub(super) grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
     pub(super) authorization: BTreeMap<NamespacedName, Arc<AuthorizationPolicyObject>>,
     pub(super) traffic: BTreeMap<NamespacedName, Arc<TrafficPolicyObject>>,
@@ -139,7 +139,7 @@ impl Objects {
                 self.slices.insert(o.id.clone(), o);
             }
             Object::HttpRoute(o) => {
-                let name = (o.id.clone(), o.kind);
+                let name = (o.route.id.clone(), o.route.kind);
                 for service in services_of_route(&o) {
                     self.routes_of_service.entry(service).or_default().insert(name.clone());
                 }
@@ -306,7 +306,7 @@ impl Objects {
         self.services_of_pod.get(pod).map(|services| services.keys().cloned().collect()).unwrap_or_default()
     }
 
-    pub(super) fn route(&self, id: &NamespacedName, kind: RouteKind) -> Option<&Arc<HttpRoute>> {
+    pub(super) fn route(&self, id: &NamespacedName, kind: RouteKind) -> Option<&Arc<RouteObject>> {
         self.routes.get(&(id.clone(), kind))
     }
 
@@ -379,10 +379,11 @@ impl Objects {
 }
 
 /// Every Service that a route names, as parent, backend or mirror.
-fn services_of_route(route: &HttpRoute) -> BTreeSet<NamespacedName> {
-    let parents = route.parents.iter().map(|parent| parent.service.clone());
-    let backends = route.rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()));
-    let mirrors = route.rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
+fn services_of_route(object: &RouteObject) -> BTreeSet<NamespacedName> {
+    let parents = object.parents.iter().map(|parent| parent.service.clone());
+    let rules = &object.route.rules;
+    let backends = rules.iter().flat_map(|rule| rule.backends.iter().map(|b| b.service.clone()));
+    let mirrors = rules.iter().flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
         HttpFilter::Mirror { service, .. } => Some(service.clone()),
         _ => None,
     });

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_proto::identity::NamespacedName;
-use weft_proto::model::{AppProtocol, HttpFilter, HttpRoute, ParentRef, RouteKind};
+use weft_proto::model::{AppProtocol, HttpFilter, ParentRef, RouteKind};
 
 use super::Index;
-use crate::source::object::ServicePort;
+use super::objects::RouteName;
+use crate::source::object::{Parent, RouteObject, ServicePort};
 
 /// Who refers to a backend.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub struct Referrer {
 }
 
 impl Referrer {
-    pub(super) fn of(route: &HttpRoute) -> Self {
-        let of_parents = route.parents.iter().map(|parent| parent.service.namespace.clone()).collect();
+    pub(super) fn of(RouteObject { route, parents }: &RouteObject) -> Self {
+        let of_parents = parents.iter().map(|parent| parent.service.namespace.clone()).collect();
         Self { kind: route.kind, namespace: route.id.namespace.clone(), of_parents }
     }
 }
@@ -82,7 +83,8 @@ impl Index {
     }
 
     /// The first backend or mirror of a route that cannot be resolved.
-    pub(super) fn unresolved(&self, route: &HttpRoute) -> Option<(&'static str, String)> {
+    pub(super) fn unresolved(&self, object: &RouteObject) -> Option<(&'static str, String)> {
+        let route = &object.route;
         let invalid = route.rules.iter().flat_map(|rule| &rule.backends).find(|backend| backend.invalid);
         if let Some(backend) = invalid {
             let message = format!("backend {} is not a Service, or has no port", backend.service.name);
@@ -95,37 +97,49 @@ impl Index {
                 _ => None,
             }))
         });
-        let (mut named, from) = (named, Referrer::of(route));
+        let (mut named, from) = (named, Referrer::of(object));
         named.find_map(|(service, port)| {
             let unresolved = self.resolve(&from, service, port).err()?;
             Some((unresolved.reason(), unresolved.message(service, port)))
         })
     }
 
+    /// A parent as nodes know it, with the number of the port. None: the name is no port's of the Service as it is now, so that no
+    /// request is the route's there.
+    pub(super) fn parent_by_number(&self, parent: &Parent) -> Option<ParentRef> {
+        let service = parent.service.clone();
+        if parent.port_name.is_none() {
+            return Some(ParentRef { service, port: parent.port });
+        }
+        let mut ports = self.objects.services.get(&service)?.ports.iter();
+        let port = ports.find(|port| parent.takes(port))?.port;
+        Some(ParentRef { service, port: Some(port) })
+    }
+
     /// Whether a route of this kind and namespace has effect at a parent; `Ok` with what has to be said of it.
-    pub fn attached(
-        &self,
-        kind: RouteKind,
-        namespace: &str,
-        parent: &ParentRef,
-    ) -> Result<String, NotAccepted> {
+    pub fn attached(&self, kind: RouteKind, namespace: &str, parent: &Parent) -> Result<String, NotAccepted> {
         let id = &parent.service;
         let not = |reason, message| Err(NotAccepted { reason, message });
         let Some(service) = self.objects.services.get(id) else {
             return not("NoMatchingParent", format!("there is no Service {id}"));
         };
-        let of_parent = |port: &&ServicePort| parent.port.is_none_or(|wanted| wanted == port.port);
-        let ports: Vec<&ServicePort> = service.ports.iter().filter(of_parent).collect();
+        let ports: Vec<&ServicePort> = service.ports.iter().filter(|port| parent.takes(port)).collect();
         if ports.is_empty() {
-            return not("NoMatchingParent", format!("Service {id} has no such port"));
+            let which = match (parent.port, &parent.port_name) {
+                (None, None) => String::new(),
+                (Some(port), None) => format!(" {port}"),
+                (None, Some(name)) => format!(" named {name:?}"),
+                (Some(port), Some(name)) => format!(" {port} named {name:?}"),
+            };
+            return not("NoMatchingParent", format!("Service {id} has no port{which}"));
         }
         if service.vips.is_empty() {
             let message =
                 format!("Service {id} has no cluster address, so that no request is addressed to it");
             return not("UnsupportedValue", message);
         }
-        let ports: Vec<u16> =
-            ports.iter().filter(|port| port.app_protocol != AppProtocol::Tcp).map(|port| port.port).collect();
+        let ports: Vec<&ServicePort> =
+            ports.into_iter().filter(|port| port.app_protocol != AppProtocol::Tcp).collect();
         if ports.is_empty() {
             let message = format!("the protocol of Service {id} is declared as tcp: there are no requests");
             return not("UnsupportedValue", message);
@@ -135,7 +149,7 @@ impl Index {
         }
         let taken: Vec<(u16, &NamespacedName)> = ports
             .iter()
-            .filter_map(|port| Some((*port, self.grpc_route_of(namespace, id, *port)?)))
+            .filter_map(|port| Some((port.port, self.grpc_route_of(namespace, id, port)?)))
             .collect();
         match taken.first() {
             None => Ok(String::new()),
@@ -147,15 +161,17 @@ impl Index {
     }
 
     /// A GRPCRoute for the same clients, those of a namespace of consumers or all others, at a Service's port.
-    fn grpc_route_of(&self, namespace: &str, service: &NamespacedName, port: u16) -> Option<&NamespacedName> {
+    fn grpc_route_of(
+        &self,
+        namespace: &str,
+        service: &NamespacedName,
+        port: &ServicePort,
+    ) -> Option<&NamespacedName> {
         let routes = self.objects.routes_naming(service);
         let mut grpc = routes.filter(|(id, kind)| *kind == RouteKind::Grpc && *id.namespace == *namespace);
-        let attached = |parent: &ParentRef| {
-            parent.service == *service && parent.port.is_none_or(|wanted| wanted == port)
+        let attached = |name: &RouteName| {
+            self.objects.routes.get(name).is_some_and(|route| route.attaches(service, port))
         };
-        grpc.find(|name| {
-            self.objects.routes.get(name).is_some_and(|route| route.parents.iter().any(attached))
-        })
-        .map(|(id, _)| id)
+        grpc.find(|name| attached(name)).map(|(id, _)| id)
     }
 }

@@ -75,9 +75,10 @@ impl Index {
 
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let mut statuses = Vec::new();
-        for route in self.objects.routes.values() {
-            let unresolved = self.unresolved(route);
-            for parent in &route.parents {
+        for object in self.objects.routes.values() {
+            let route = &object.route;
+            let unresolved = self.unresolved(object);
+            for parent in &object.parents {
                 let attached = self.attached(route.kind, &route.id.namespace, parent);
                 let accepted = attached.is_ok();
                 let (reason, message) = match (attached, &unresolved) {
@@ -89,11 +90,10 @@ impl Index {
                         ("Accepted", told.collect::<Vec<_>>().join("; "))
                     }
                 };
-                let port = parent.port.map(|port| format!(":{port}")).unwrap_or_default();
                 statuses.push(RouteStatus {
                     kind: route.kind.name(),
                     route: route.id.to_string(),
-                    parent: format!("{}{port}", parent.service),
+                    parent: parent.to_string(),
                     accepted,
                     resolved_refs: unresolved.is_none(),
                     reason,

@@ -78,7 +78,9 @@ pub(crate) fn relabelled() -> Vec<Object> {
             pod("shop", "c", "n1", "10.0.0.3", "x"),
             pod("other", "d", "n1", "10.0.0.4", "x"),
             pod("plain", "e", "n1", "10.0.0.5", "x"),
-            SERVICE.replace("app: backend", "app: frontend"),
+            SERVICE
+                .replace("app: backend", "app: frontend")
+                .replace("name: http, port: 80", "name: web, port: 81"),
             POLICY.replace("app: backend", "app: frontend"),
             CONSUMER.replace("1s", "2s"),
             PERMISSIVE.replace("app: backend", "app: frontend"),
@@ -388,6 +390,43 @@ fn a_grant_opens_a_backend_of_another_namespace_and_its_end_closes_it() {
     assert_eq!(open(&index), (false, 0, false, "RefNotPermitted"));
 }
 
+/// A route of `shop` for the port of this name.
+fn for_port(name: &str) -> String {
+    let named = CONSUMER.replace("name: mine, namespace: other", "name: named, namespace: shop");
+    named.replace("name: backend, namespace: shop}", &format!("name: backend, sectionName: {name}}}"))
+}
+
+#[test]
+fn a_port_that_is_chosen_by_its_name_is_the_services_as_it_is_now() {
+    let mut index = index();
+    index.apply(vec![Event::Reset(world())]);
+    index.apply(objects(&for_port("http")).into_iter().map(Event::Apply).collect());
+    let key = ResourceKey::HttpRoute("shop/named".parse().unwrap());
+    let seen = |index: &Index| {
+        let parents = sent_route(index, "n1", &key).parents.into_iter();
+        let statuses = index.route_statuses();
+        let status = statuses.iter().find(|status| status.route == "shop/named").unwrap();
+        assert_eq!(status.parent, "shop/backend:http");
+        (parents.map(|parent| parent.port).collect::<Vec<_>>(), status.reason)
+    };
+    assert_eq!(seen(&index), (vec![80], "Accepted"));
+    let moved = SERVICE.replace("port: 80", "port: 81");
+    let renamed = SERVICE.replace("name: http", "name: web");
+    let more = SERVICE.replace("targetPort: web}", "targetPort: web}\n  - {name: more, port: 79}");
+    for (service, expected) in [
+        (moved, (vec![81], "Accepted")),
+        (renamed, (vec![], "NoMatchingParent")),
+        (more, (vec![80], "Accepted")),
+    ] {
+        let changes = index.apply(objects(&service).into_iter().map(Event::Apply).collect());
+        assert!(changes.everywhere.contains_key(&key), "{service}");
+        assert_eq!(seen(&index), expected, "{service}");
+    }
+    let changes = index.apply(vec![Event::Delete(objects(SERVICE)[0].key())]);
+    assert!(changes.everywhere.contains_key(&key));
+    assert_eq!(seen(&index), (vec![], "NoMatchingParent"));
+}
+
 /// Everything that can be seen from outside, versions included.
 fn seen(index: &Index) -> Vec<(String, String, u64)> {
     let mut seen = Vec::new();
@@ -405,15 +444,16 @@ proptest! {
 
     /// Whatever the order, with objects changed, deleted and put back on the way: as if built anew.
     #[test]
-    fn any_order_of_events_ends_the_same(steps in proptest::collection::vec((0usize..15, 0u8..3), 0..60)) {
+    fn any_order_of_events_ends_the_same(steps in proptest::collection::vec((0usize..16, 0u8..3), 0..60)) {
         let mut world = world();
         let far = GRPC.replace("namespace: shop}", "namespace: plain}").replace("[{name", "[{namespace: shop, name");
-        world.extend(objects(&(far.clone() + GRANT)));
+        world.extend(objects(&(far.clone() + GRANT + &for_port("http"))));
         let variants: Vec<Vec<Object>> = [
             ("web", "web"), ("app: backend", "app: frontend"), ("enabled", "disabled"),
         ].iter().map(|_| world.clone()).collect();
         let mut relabelled = relabelled();
-        relabelled.extend(objects(&(far.replace("a.Greeter", "b.Greeter") + &GRANT.replace("GRPCRoute", "HTTPRoute"))));
+        let grant = GRANT.replace("GRPCRoute", "HTTPRoute");
+        relabelled.extend(objects(&(far.replace("a.Greeter", "b.Greeter") + &grant + &for_port("web"))));
         let mut incremental = index();
         let mut held: BTreeMap<ObjectKey, Object> = BTreeMap::new();
         let mut mirror: BTreeMap<(String, String), u64> = BTreeMap::new();

@@ -104,7 +104,7 @@ pub enum Object {
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
     /// Of either kind.
-    HttpRoute(Arc<HttpRoute>),
+    HttpRoute(Arc<RouteObject>),
     ReferenceGrant(Arc<ReferenceGrant>),
     AuthorizationPolicy(Arc<AuthorizationPolicyObject>),
     TrafficPolicy(Arc<TrafficPolicyObject>),
@@ -120,7 +120,7 @@ impl Object {
             Self::Pod(o) => (Kind::Pod, &o.id),
             Self::Service(o) => (Kind::Service, &o.id),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.id),
-            Self::HttpRoute(o) => (Kind::of_route(o.kind), &o.id),
+            Self::HttpRoute(o) => (Kind::of_route(o.route.kind), &o.route.id),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.id),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, &o.policy.id),
             Self::TrafficPolicy(o) => (Kind::TrafficPolicy, &o.policy.id),
@@ -252,6 +252,51 @@ impl ReferenceGrant {
     pub fn permits(&self, kind: RouteKind, from: &Arc<str>, service: &Arc<str>) -> bool {
         self.from.contains(&(kind, from.clone()))
             && self.services.as_ref().is_none_or(|services| services.contains(service))
+    }
+}
+
+/// A route of either kind, with its parents as they were written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteObject {
+    /// Without parents: nodes know ports by their number, which the Service has to say.
+    pub route: HttpRoute,
+    pub parents: Vec<Parent>,
+}
+
+impl RouteObject {
+    /// Whether it is attached to a port of a Service.
+    pub fn attaches(&self, service: &NamespacedName, port: &ServicePort) -> bool {
+        self.parents.iter().any(|parent| parent.service == *service && parent.takes(port))
+    }
+}
+
+/// What a route is attached to: a Service, or one port of it; with number and name, that which has both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    pub service: NamespacedName,
+    pub port: Option<u16>,
+    /// `sectionName`.
+    pub port_name: Option<Arc<str>>,
+}
+
+impl Parent {
+    /// `section_name` as it is written: empty is the same as absent.
+    pub fn new(service: NamespacedName, port: Option<u16>, section_name: Option<&str>) -> Self {
+        Self { service, port, port_name: section_name.filter(|name| !name.is_empty()).map(Arc::from) }
+    }
+
+    /// Whether this port of its Service is meant.
+    pub fn takes(&self, port: &ServicePort) -> bool {
+        self.port.is_none_or(|wanted| wanted == port.port)
+            && self.port_name.as_ref().is_none_or(|wanted| *wanted == port.name)
+    }
+}
+
+impl fmt::Display for Parent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.service)?;
+        self.port.iter().try_for_each(|port| write!(f, ":{port}"))?;
+        self.port_name.iter().try_for_each(|name| write!(f, ":{name}"))
     }
 }
 

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 use weft_proto::identity::NamespacedName;
-use weft_proto::model::{ParentRef, RouteKind};
+use weft_proto::model::RouteKind;
 
 use super::conditions::{ACCEPTED, Condition, RESOLVED_REFS, onto, programmed};
 use super::nodes::Nodes;
 use crate::index::{Index, NotAccepted, Referrer};
+use crate::source::object::Parent;
 use crate::source::subjects::Subject;
 
 pub(super) const CONTROLLER: &str = "weft.dev/mesh-controller";
@@ -48,11 +49,8 @@ fn accepted(
     if let Some(refused) = &subject.refused {
         return Some(Condition::new(ACCEPTED, false, "UnsupportedValue", refused.clone()));
     }
-    if field(parent, "sectionName").is_some() {
-        let message = "sectionName has no meaning for a Service; use port";
-        return Some(Condition::new(ACCEPTED, false, "UnsupportedValue", message));
-    }
-    let parent = ParentRef { service: target(parent, &id.namespace)?, port: port(parent) };
+    let service = target(parent, &id.namespace)?;
+    let parent = Parent::new(service, port(parent), field(parent, "sectionName"));
     Some(match index.attached(kind, &id.namespace, &parent) {
         Err(NotAccepted { reason, message }) => Condition::new(ACCEPTED, false, reason, message),
         Ok(but) => {
@@ -67,8 +65,7 @@ fn resolved(index: &Index, kind: RouteKind, id: &NamespacedName, subject: &Subje
     if subject.refused.is_some() {
         return Condition::new(RESOLVED_REFS, None, "Pending", "the route is not accepted");
     }
-    let is_parent = |parent: &&Value| is_service_parent(parent) && field(parent, "sectionName").is_none();
-    let parents = subject.parents.iter().filter(is_parent);
+    let parents = subject.parents.iter().filter(|parent| is_service_parent(parent));
     let of_parents = parents.filter_map(|parent| Some(target(parent, &id.namespace)?.namespace)).collect();
     let from = Referrer { kind, namespace: id.namespace.clone(), of_parents };
     for backend in &subject.backends {

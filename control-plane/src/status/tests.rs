@@ -75,7 +75,7 @@ fn a_route_is_told_what_the_gateway_api_says() {
     assert_eq!(of(backend(), backend(), None), good);
     assert_eq!(of(with("name", "nowhere".into()), backend(), None)[0], "Accepted=False:NoMatchingParent");
     assert_eq!(of(with("port", 81.into()), backend(), None)[0], "Accepted=False:NoMatchingParent");
-    assert_eq!(of(with("sectionName", "x".into()), backend(), None)[0], "Accepted=False:UnsupportedValue");
+    assert_eq!(of(with("sectionName", "x".into()), backend(), None)[0], "Accepted=False:NoMatchingParent");
     assert_eq!(of(backend(), with("name", "nowhere".into()), None)[1], "ResolvedRefs=False:BackendNotFound");
     assert_eq!(of(backend(), with("port", 81.into()), None)[1], "ResolvedRefs=False:BackendNotFound");
     assert_eq!(
@@ -89,6 +89,48 @@ fn a_route_is_told_what_the_gateway_api_says() {
         "weft.dev/Programmed=False:Invalid",
     ];
     assert_eq!(of(backend(), backend(), Some("spec.rules[0]: no")), refused);
+}
+
+#[test]
+fn a_port_may_be_chosen_by_its_name_and_the_status_is_of_the_parent_as_it_was_given() {
+    let id = "shop/r".parse().unwrap();
+    let two = MESH.replace("{port: 80}", "{name: http, port: 80}, {name: more, port: 81}");
+    let accepted = |text: &str, port: Option<u16>, name: &str| {
+        let mut parent = json!({"group": "", "kind": "Service", "name": "backend", "sectionName": name});
+        if let Some(port) = port {
+            parent["port"] = port.into();
+        }
+        let subject = subject(&json!([parent]), &json!([]), Value::Null);
+        let parents = route::parents(&index(text), RouteKind::Http, &id, &subject, &Nodes::default(), "now");
+        assert_eq!(parents[0]["parentRef"], parent);
+        let message = parents[0]["conditions"][0]["message"].as_str().unwrap().to_owned();
+        (reasons(&parents, 0).remove(0), message)
+    };
+    let good = ("Accepted=True:Accepted".to_owned(), String::new());
+    let no = |message: &str| ("Accepted=False:NoMatchingParent".to_owned(), message.to_owned());
+    assert_eq!(accepted(&two, None, "http"), good);
+    assert_eq!(accepted(&two, Some(81), "more"), good);
+    assert_eq!(accepted(&two, None, ""), good);
+    assert_eq!(accepted(&two, None, "web"), no("Service shop/backend has no port named \"web\""));
+    assert_eq!(accepted(&two, Some(80), "more"), no("Service shop/backend has no port 80 named \"more\""));
+    assert_eq!(accepted(MESH, None, "http"), no("Service shop/backend has no port named \"http\""));
+    let tcp = two.replace("{name: more", "{appProtocol: tcp, name: more");
+    assert_eq!(accepted(&tcp, None, "http"), good);
+    assert_eq!(accepted(&tcp, None, "more").0, "Accepted=False:UnsupportedValue");
+}
+
+/// Two parents of one Service are two entries.
+#[test]
+fn each_port_of_a_service_has_a_status_of_its_own() {
+    let index = index(&MESH.replace("{port: 80}", "{name: http, port: 80}"));
+    let named = |name: &str| json!({"group": "", "kind": "Service", "name": "backend", "sectionName": name});
+    let subject = subject(&json!([named("http"), named("web")]), &json!([]), Value::Null);
+    let id = "shop/r".parse().unwrap();
+    let parents = route::parents(&index, RouteKind::Grpc, &id, &subject, &Nodes::default(), "now");
+    assert_eq!((&parents[0]["parentRef"], &parents[1]["parentRef"]), (&named("http"), &named("web")));
+    assert_eq!(reasons(&parents, 0)[0], "Accepted=True:Accepted");
+    assert_eq!(reasons(&parents, 1)[0], "Accepted=False:NoMatchingParent");
+    assert_eq!(reasons(&parents, 1)[2], "weft.dev/Programmed=False:NotAccepted");
 }
 
 #[test]
@@ -336,7 +378,7 @@ fn the_younger_of_two_routes_with_the_same_match_is_told() {
     let headers = |headers: &str| format!("{{matches: [{{headers: [{headers}]}}]}}");
     let index = index(
         &[
-            MESH.to_owned(),
+            MESH.replace("{port: 80}", "{name: http, port: 80}"),
             of(
                 "old",
                 1,
@@ -348,6 +390,9 @@ fn the_younger_of_two_routes_with_the_same_match_is_told() {
             of("new", 2, ", port: 80", "{matches: [{path: {value: /b}}, {path: {value: /a}, method: GET}]}"),
             of("same", 3, "", "{matches: [{path: {value: /}}]}"),
             of("other", 4, ", port: 80", "{matches: [{path: {value: /a}, method: POST}]}"),
+            of("named", 5, ", sectionName: http", "{matches: [{path: {value: /b}}, {path: {value: /c}}]}"),
+            of("after", 6, ", port: 80", "{matches: [{path: {value: /c}}]}"),
+            of("nowhere", 0, ", sectionName: web", "{matches: [{path: {value: /b}}]}"),
         ]
         .concat(),
     );
@@ -363,6 +408,8 @@ fn the_younger_of_two_routes_with_the_same_match_is_told() {
     assert_eq!(accepted("new"), format!("not rules[0].matches[1] at port 80 (HTTPRoute old); {end}"));
     assert_eq!(accepted("same"), format!("not rules[0].matches[0] at port 80 (HTTPRoute old); {end}"));
     assert_eq!(accepted("other"), "");
+    assert_eq!(accepted("named"), format!("not rules[0].matches[0] at port 80 (HTTPRoute new); {end}"));
+    assert_eq!(accepted("after"), format!("not rules[0].matches[0] at port 80 (HTTPRoute named); {end}"));
     assert_eq!(accepted("turned"), format!("not rules[0].matches[0] at port 80 (HTTPRoute old); {end}"));
     assert_eq!(accepted("fewer"), "");
     let told = index.route_statuses().into_iter().find(|status| status.route == "shop/new").unwrap();

@@ -321,7 +321,13 @@ async fn what_is_wrong_with_an_object_stands_on_it_and_the_rest_goes_on() {
             "no-port",
             "name: backend, port: 80}], rules",
             "name: backend, port: 81}], rules",
-            "Service shop/backend has no such port",
+            "Service shop/backend has no port 81",
+        ),
+        (
+            "no-port-name",
+            "name: backend, port: 80}], rules",
+            "name: backend, sectionName: web}], rules",
+            "Service shop/backend has no port named",
         ),
     ] {
         let route = named(name).replace(from, to);

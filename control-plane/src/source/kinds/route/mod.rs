@@ -18,7 +18,7 @@ use weft_proto::model::{HttpRoute, RouteKind};
 use weft_proto::v1;
 
 use super::super::manifest::{Document, Refused};
-use super::super::object::Object;
+use super::super::object::{Object, Parent, RouteObject};
 use super::edge::refused;
 use super::{Envelope, id_of, read_strict};
 
@@ -177,11 +177,11 @@ struct Attachment {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Parents {
-    parent_refs: Vec<Parent>,
+    parent_refs: Vec<KindOfParent>,
 }
 
 #[derive(Deserialize)]
-struct Parent {
+struct KindOfParent {
     group: Option<String>,
     kind: Option<String>,
 }
@@ -218,24 +218,19 @@ fn read<R: Rule>(
             "spec.hostnames has no meaning for a Service parent and is ignored".into(),
         );
     }
-    let mut parents = Vec::new();
+    let (mut parents, mut sections) = (Vec::new(), Vec::new());
     for (i, parent) in read.spec.parent_refs.into_iter().enumerate() {
-        let problem = if !parent.is_service_parent() {
-            // Where there are controllers, it is another one's.
-            if document.is_live() {
-                continue;
-            }
-            "is not a Service (group \"\", kind Service)"
-        } else if parent.section_name.is_some() {
-            "has a sectionName, which a Service does not (port chooses its port),"
-        } else {
+        if parent.is_service_parent() {
             let namespace = parent.namespace.unwrap_or_else(|| id.namespace.to_string());
             let service = Some(v1::NamespacedName { namespace, name: parent.name });
             parents.push(v1::ParentRef { service, port: parent.port.unwrap_or(0) });
-            continue;
-        };
-        let message = format!("spec.parentRefs[{i}]: {:?} {problem} and is ignored", parent.name);
-        warn(document.line_of(&format!("spec.parentRefs.{i}")), message);
+            sections.push(parent.section_name);
+        } else if !document.is_live() {
+            // From an API server it would be another controller's.
+            let problem = "is not a Service (group \"\", kind Service) and is ignored";
+            let message = format!("spec.parentRefs[{i}]: {:?} {problem}", parent.name);
+            warn(document.line_of(&format!("spec.parentRefs.{i}")), message);
+        }
     }
     let rules = read.spec.rules.into_iter().enumerate().map(|(i, read)| {
         let at = format!("spec.rules.{i}");
@@ -249,6 +244,10 @@ fn read<R: Rule>(
         parents,
         rules: rules.collect::<Result<_, _>>()?,
     };
-    let route = R::convert(wire).map_err(|invalid| refused(document, &invalid))?;
-    Ok(Some(Object::HttpRoute(Arc::new(route))))
+    let mut route = R::convert(wire).map_err(|invalid| refused(document, &invalid))?;
+    let parents = std::mem::take(&mut route.parents).into_iter().zip(sections);
+    let parents =
+        parents.map(|(parent, section)| Parent::new(parent.service, parent.port, section.as_deref()));
+    let parents = parents.collect();
+    Ok(Some(Object::HttpRoute(Arc::new(RouteObject { route, parents }))))
 }

@@ -6,16 +6,39 @@ use super::super::super::manifest;
 use super::super::Parsed;
 use super::*;
 
-fn read_rule(kind: &str, rule: &str) -> Result<Arc<HttpRoute>, String> {
+fn read_route(kind: &str, parents: &str, rule: &str) -> Result<(Arc<RouteObject>, Vec<String>), String> {
     let text = format!(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec:\n  parentRefs:\n  \
-         - {{group: '', kind: Service, name: backend, port: 80}}\n  rules:\n  - {rule}\n"
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec:\n  parentRefs: \
+         [{parents}]\n  rules:\n  - {rule}\n"
     );
     let mut read = manifest::parse("t.yaml", &text).map_err(|problems| problems[0].to_string())?;
+    let warnings = read.warnings.into_iter().map(|warning| warning.message).collect();
     match read.objects.remove(0).parsed {
-        Parsed::Object(Object::HttpRoute(route)) => Ok(route),
+        Parsed::Object(Object::HttpRoute(object)) => Ok((object, warnings)),
         other => panic!("{other:?}"),
     }
+}
+
+fn read_rule(kind: &str, rule: &str) -> Result<HttpRoute, String> {
+    let (object, _) = read_route(kind, "{group: '', kind: Service, name: backend, port: 80}", rule)?;
+    Ok(object.route.clone())
+}
+
+#[test]
+fn a_parent_is_a_service_or_its_port_by_number_or_by_name() {
+    let parents = "{group: '', kind: Service, name: a}, {group: '', kind: Service, name: a, port: 80, namespace: b}, {name: gateway, \
+                   sectionName: x}, {group: '', kind: Service, name: a, sectionName: http}, {group: '', kind: Service, name: a, port: \
+                   80, sectionName: http}, {group: '', kind: Service, name: a, sectionName: ''}";
+    for kind in ["HTTPRoute", "GRPCRoute"] {
+        let (object, warnings) = read_route(kind, parents, "{}").unwrap();
+        let named: Vec<String> = object.parents.iter().map(ToString::to_string).collect();
+        assert_eq!(named, ["shop/a", "b/a:80", "shop/a:http", "shop/a:80:http", "shop/a"]);
+        assert!(object.route.parents.is_empty());
+        assert!(matches!(&warnings[..], [one] if one.starts_with("spec.parentRefs[2]")), "{warnings:?}");
+    }
+    let error =
+        read_route("HTTPRoute", "{group: '', kind: Service, name: a, port: 65536}", "{}").unwrap_err();
+    assert!(error.contains("spec.parentRefs[0].port"), "{error}");
 }
 
 #[test]
