@@ -64,7 +64,7 @@ async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: Soc
         tokio::select! {
             () = pod.released.cancelled() => {}
             () = node.drain.draining.cancelled() => {}
-            () = terminates(&node, &pod) => {}
+            () = told_to_end(&pod.ending) => {}
         }
         ending.cancel();
         std::future::pending::<()>().await;
@@ -89,19 +89,13 @@ async fn tunnel(node: Arc<Node>, pod: Arc<LocalPod>, tcp: TcpStream, remote: Soc
     }
 }
 
-/// Returns when the pod is on its way out: its tunnels then take no new streams. One that is opened later serves as ever:
+/// Returns when the pod is told to end: its tunnels then take no new streams. One that is opened later serves as ever:
 /// its client has no other endpoint left.
-async fn terminates(node: &Node, pod: &LocalPod) {
-    let mut changes = node.snapshot.subscribe();
-    let terminating = || node.snapshot.load().workload(&pod.uid).is_none_or(|workload| workload.terminating);
-    if terminating() {
+async fn told_to_end(ending: &CancellationToken) {
+    if ending.is_cancelled() {
         return std::future::pending().await;
     }
-    while !terminating() {
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
+    ending.cancelled().await;
 }
 
 async fn handshake(node: &Node, pod: &LocalPod, tcp: TcpStream) -> Result<TlsPeer, TunnelError> {
@@ -188,4 +182,21 @@ fn check_target(from: &From, target: SocketAddr) -> Result<(), Refusal> {
 
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn tunnels_that_are_there_when_a_pod_is_told_to_end_drain_and_later_ones_serve() {
+        let ending = CancellationToken::new();
+        let mut there = Box::pin(told_to_end(&ending));
+        assert_eq!(there.as_mut().now_or_never(), None);
+        ending.cancel();
+        assert_eq!(there.now_or_never(), Some(()));
+        assert_eq!(told_to_end(&ending).now_or_never(), None);
+    }
 }

@@ -255,6 +255,25 @@ async fn a_pod_that_leaves_the_mesh_keeps_its_connections_and_one_that_is_delete
     }
 }
 
+/// What makes its tunnels say GOAWAY, at once: it need not be gone, and goes on serving.
+#[tokio::test]
+async fn a_pod_that_is_told_to_end_is_known_to_be_ending_and_stays_in_the_mesh() {
+    for from_the_start in [false, true] {
+        let mut node = Node::new();
+        let sandbox = Sandbox::start();
+        node.place("bbbb-2", &sandbox);
+        node.say("bbbb-2", |workload| workload.terminating = from_the_start);
+        node.pass();
+        let local = node.local("bbbb-2").unwrap();
+        assert_eq!(local.ending.is_cancelled(), from_the_start);
+        node.say("bbbb-2", |workload| workload.terminating = true);
+        node.pass();
+        assert!(local.ending.is_cancelled());
+        assert!(!local.released.is_cancelled() && node.local("bbbb-2").is_some());
+        assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Mesh));
+    }
+}
+
 /// Passes until the pod is set up: the listeners of its earlier life close in their own time.
 async fn settle(node: &mut Node, uid: &str) {
     // A child that another test is making has copies of listeners' descriptors, too, until it becomes another program.
@@ -270,17 +289,20 @@ async fn settle(node: &mut Node, uid: &str) {
 }
 
 #[tokio::test]
-async fn a_pod_whose_ports_are_taken_is_shut_and_set_up_once_they_are_free() {
+async fn a_pod_whose_ports_are_taken_is_shut_and_set_up_once_they_are_free_and_the_others_do_not_wait() {
     for port in [socket::OUTBOUND_PORT, socket::INBOUND_PORT, socket::TUNNEL_PORT] {
         let mut node = Node::new();
-        let sandbox = Sandbox::start();
+        let (sandbox, beside) = (Sandbox::start(), Sandbox::start());
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let taken = socket::listen(&sandbox.netns(), any).unwrap();
-        node.place("cccc-1", &sandbox);
-        node.say("cccc-1", |_| {});
+        for (uid, sandbox) in [("cccc-1", &sandbox), ("cccc-2", &beside)] {
+            node.place(uid, sandbox);
+            node.say(uid, |_| {});
+        }
         node.pass();
         assert_eq!(node.kernel(sandbox.cookie()), Some(Kernel::Shut));
         assert!(node.local("cccc-1").is_none());
+        assert_eq!((node.kernel(beside.cookie()), node.failure("cccc-2")), (Some(Kernel::Mesh), None));
         let failure = node.failure("cccc-1").unwrap();
         assert!(failure.shut);
         assert!(failure.reason.contains(&port.to_string()), "{}", failure.reason);
