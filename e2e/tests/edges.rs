@@ -159,7 +159,15 @@ fn a_service_with_the_internal_traffic_policy_local_is_answered_on_the_clients_n
     }
     let (status, body) = ask("mesh/client", "http://own-node-far/")?;
     ensure!(status == 503 && body.contains("no endpoint of mesh/own-node-far"), "{status} {body}");
-    turned_away("mesh/client", "http://own-node-far:81/")
+    turned_away("mesh/client", "http://own-node-far:81/")?;
+    // And whoever runs the node is told, on each port once.
+    wait::until(CHANGE_WAIT_MAX, || {
+        let log = std::fs::read_to_string(lab()?.node_log("node1"))?;
+        let told = |line: &&str| line.contains("mesh/own-node-far") && line.contains("has no endpoint");
+        let lines: Vec<&str> = log.lines().filter(told).collect();
+        ensure!(lines.len() == 2 && lines.iter().all(|line| line.contains("client")), "{lines:?}");
+        Ok(())
+    })
 }
 
 #[test]

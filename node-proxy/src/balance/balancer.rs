@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,6 +24,10 @@ const TIE_RATIO: f64 = 1.25;
 const NEAR_ODDS: u64 = 2;
 const NEAR_ODDS_OF: u64 = 3;
 
+/// A Service without endpoints that is asked for is news so often.
+const NOBODY_TOLD_EVERY: Duration = Duration::from_secs(60);
+const NEVER: u64 = u64::MAX;
+
 /// Balancing state of one Service port.
 pub struct Balancer {
     members: ArcSwap<Members>,
@@ -33,6 +37,8 @@ pub struct Balancer {
     /// Zero of the nanoseconds in [`Health`].
     epoch: Instant,
     totals: Arc<Totals>,
+    /// When it was news that there is no endpoint, or [`NEVER`].
+    nobody_told_ns: AtomicU64,
 }
 
 /// The candidates of one state of the Service's endpoints.
@@ -105,7 +111,17 @@ impl Balancer {
 
     pub(super) fn with_epoch(family: Family, epoch: Instant, totals: Arc<Totals>) -> Self {
         let budget = Budget::new(epoch);
-        Self { members: ArcSwap::default(), live: AtomicU32::new(0), budget, family, epoch, totals }
+        let (members, live, nobody_told_ns) = (ArcSwap::default(), AtomicU32::new(0), AtomicU64::new(NEVER));
+        Self { members, live, budget, family, epoch, totals, nobody_told_ns }
+    }
+
+    /// Whether the log should say now that nobody was there to be picked.
+    pub fn nobody_is_news(&self, now: Instant) -> bool {
+        let (now_ns, told_ns) = (self.ns(now), self.nobody_told_ns.load(Relaxed));
+        let since = Duration::from_nanos(now_ns.saturating_sub(told_ns));
+        // Of several that find it out at once, one says it.
+        (told_ns == NEVER || since >= NOBODY_TOLD_EVERY)
+            && self.nobody_told_ns.compare_exchange(told_ns, now_ns, Relaxed, Relaxed).is_ok()
     }
 
     fn ns(&self, now: Instant) -> u64 {

@@ -40,6 +40,14 @@ fn entry(endpoints: Vec<Endpoint>) -> ServiceEntry {
     }
 }
 
+#[test]
+fn that_nobody_is_there_is_news_once_a_minute() {
+    let epoch = Instant::now();
+    let balancer = Balancer::with_epoch(Family::V4, epoch, Arc::default());
+    let news = |s: u64| balancer.nobody_is_news(epoch + Duration::from_secs(s));
+    assert_eq!([0, 0, 59, 60, 61, 130].map(news), [true, false, false, true, false, true]);
+}
+
 fn endpoints(count: u8) -> ServiceEntry {
     entry((1..=count).map(|n| endpoint(n, "elsewhere")).collect())
 }

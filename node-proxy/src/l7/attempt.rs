@@ -194,7 +194,7 @@ impl<M: Mesh> Session<M> {
     ) -> Result<Box<Answer>, Box<Failed>> {
         let started = Instant::now();
         let Some((to, pick)) = self.pick(towards, &asking.tried, started) else {
-            let refusal = Refusal::new(CloseReason::NoEndpoints, towards.nobody());
+            let refusal = Refusal::new(CloseReason::NoEndpoints, towards.nobody(&self.source.pod));
             return Err(Box::new(Failed::new(Failure::Refused, refusal)));
         };
         asking.tried.push(to.address.ip());

@@ -12,7 +12,8 @@ use super::exchange::Session;
 use super::outbound::Mesh;
 use crate::balance::{Balancer, Family, Live};
 use crate::connect::Destination;
-use crate::outbound::Target;
+use crate::enrol::LocalPod;
+use crate::outbound::{Target, report_nobody};
 use crate::route::{self, Choice, Found, Matched, RequestHead, filter};
 use crate::snapshot::ServiceEntry;
 use crate::telemetry::{CloseReason, RequestRecord};
@@ -156,10 +157,12 @@ impl Towards {
         }
     }
 
-    pub(super) fn nobody(&self) -> String {
+    /// What the client is told when there was nobody to pick; now and then the log is, too.
+    pub(super) fn nobody(&self, client: &LocalPod) -> String {
         match self {
             Self::Address(to) => format!("{} cannot be reached", to.address),
-            Self::Service { entry, port, .. } => {
+            Self::Service { entry, port, balancer } => {
+                report_nobody(balancer, &entry.service.id, *port, client);
                 format!("no endpoint of {} port {port} is ready", entry.service.id)
             }
         }

@@ -8,11 +8,14 @@ mod stages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
+use weft_proto::identity::NamespacedName;
 use weft_proto::model::{AppProtocol, ServicePort, Workload};
 
+use crate::balance::Balancer;
 use crate::connect::Source;
 use crate::detect::{self, Prefixed, first_bytes};
 use crate::enrol::LocalPod;
@@ -135,6 +138,20 @@ fn flow(source: &Source, target: Option<&Target>, wanted: Option<SocketAddr>) ->
 impl Targeted {
     fn flow(&self) -> Flow {
         flow(&self.source, Some(&self.target), Some(self.wanted))
+    }
+}
+
+/// Says in the log, now and then, that a pod asks for a Service that has no endpoint.
+pub fn report_nobody(balancer: &Balancer, service: &NamespacedName, port: u16, client: &LocalPod) {
+    if balancer.nobody_is_news(Instant::now()) {
+        let client = client.workload.load();
+        tracing::warn!(
+            %service,
+            port,
+            namespace = %client.namespace,
+            pod = %client.name,
+            "the Service has no endpoint that is ready: whoever asks for it is refused"
+        );
     }
 }
 

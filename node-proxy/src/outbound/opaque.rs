@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::stages::Targeted;
-use super::{Target, reset};
+use super::{Target, report_nobody, reset};
 use crate::balance::{Balancer, Family, Live, Locality, Outcome, Pick};
 use crate::connect::{self, ConnectError, Destination, OpaqueUpstream, Source, UpstreamIo, connect_opaque};
 use crate::detect::Prefixed;
@@ -160,9 +160,10 @@ async fn connect_service(
             }
         }
     }
-    Err(last.unwrap_or_else(|| Failed {
-        reason: CloseReason::NoEndpoints,
-        detail: format!("{} has no endpoint for port {port}", entry.service.id),
+    Err(last.unwrap_or_else(|| {
+        report_nobody(&balancer, &entry.service.id, port, &source.pod);
+        let detail = format!("{} has no endpoint for port {port}", entry.service.id);
+        Failed { reason: CloseReason::NoEndpoints, detail }
     }))
 }
 
