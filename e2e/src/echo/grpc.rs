@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,7 @@ use serde_json::json;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Server;
-use super::load::Latencies;
+use super::load::{Latencies, input_ended};
 
 #[allow(clippy::all, clippy::pedantic, unreachable_pub, unused_qualifications, reason = "generated")]
 mod generated {
@@ -130,8 +131,11 @@ pub struct ClientSettings {
     #[arg(long)]
     pub url: String,
     /// Unary calls to make
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "until_eof")]
     pub requests: u32,
+    /// Make unary calls until standard input ends
+    #[arg(long)]
+    pub until_eof: bool,
     /// Milliseconds between two unary calls
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
@@ -178,7 +182,10 @@ async fn unary_calls(
     let (mut codes, mut versions) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new());
     let mut latencies = Latencies::default();
     let mut last = None;
-    for _ in 0..settings.requests {
+    let ended = if settings.until_eof { input_ended() } else { Arc::default() };
+    let mut made = 0;
+    while if settings.until_eof { !ended.load(Ordering::Relaxed) } else { made < settings.requests } {
+        made += 1;
         let mut message = Request::new(request(settings));
         for header in &settings.header {
             let (name, value) = header.split_once(':').context("a header is name:value")?;

@@ -150,22 +150,26 @@ impl Outcome {
     }
 }
 
+/// Becomes true with the end of standard input.
+pub(super) fn input_ended() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&ended);
+    // A thread that nobody waits for: the input may go on.
+    std::thread::spawn(move || {
+        // One that cannot be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        told.store(true, Ordering::Relaxed);
+    });
+    ended
+}
+
 /// Makes the requests and tells how they went.
 pub async fn run(settings: Settings) -> Result<serde_json::Value> {
     let ends = settings.requests.is_some() || settings.duration.is_some() || settings.until_eof;
     ensure!(ends, "give --requests, --duration or --until-eof");
     ensure!(settings.url.authority().is_some(), "--url needs a host, such as http://backend/");
     let (settings, taken) = (Arc::new(settings), Arc::new(AtomicU64::new(0)));
-    let ended = Arc::new(AtomicBool::new(false));
-    if settings.until_eof {
-        let ended = ended.clone();
-        // A thread that nobody waits for: the input may go on.
-        std::thread::spawn(move || {
-            // One that cannot be read has ended, too.
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            ended.store(true, Ordering::Relaxed);
-        });
-    }
+    let ended = if settings.until_eof { input_ended() } else { Arc::default() };
     let start = Instant::now();
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..settings.connections.max(1) {

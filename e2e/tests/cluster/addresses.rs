@@ -107,6 +107,29 @@ fn node_ports_external_names_and_host_network_pods_do_what_their_users_expect() 
     shop.reach("client1", "http://server/").map(drop)
 }
 
+/// By its label, kube-proxy leaves a Service to somebody else.
+#[test]
+fn within_the_mesh_a_service_is_reached_without_kube_proxy() -> Result<()> {
+    let cluster = together()?;
+    let shop = Shop::enrolled(&cluster, "unproxied")?;
+    let outside = Shop::outside(&cluster, "unproxied-out")?;
+    for shop in [&shop, &outside] {
+        shop.apply(
+            "{apiVersion: v1, kind: Service, metadata: {name: unproxied, namespace: @NS@, labels: {service.kubernetes.io/service-proxy-name: nobody}}, spec: {
+              ipFamilyPolicy: PreferDualStack, selector: {app: server}, ports: [
+              {name: http, port: 80, targetPort: http, appProtocol: http}, {name: tcp, port: 81, targetPort: http, appProtocol: tcp}]}}",
+        )?;
+    }
+    for family in cluster.families().each() {
+        for (client, port) in [("client1", 80), ("client2", 80), ("client1", 81), ("client2", 81)] {
+            let url = format!("http://unproxied:{port}/");
+            wait::until(CHANGE_WAIT_MAX, || shop.reach_over(*family, client, &url).map(drop))?;
+        }
+    }
+    outside.reach("client1", "http://server/")?;
+    outside.reach_in_vain("client1", "http://unproxied/")
+}
+
 #[test]
 fn pods_that_are_not_ready_are_reached_by_the_services_that_publish_them() -> Result<()> {
     let cluster = together()?;

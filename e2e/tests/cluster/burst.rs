@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weft_e2e::cluster::Cluster;
 use weft_e2e::lab::wait;
 
@@ -20,21 +20,33 @@ const AGREE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The maps that have entries for as long as a pod is in the mesh.
 const OF_PODS: [&str; 3] = ["pods", "inbound_listeners", "probe_ports"];
 
-/// Fill of the nodes' kernel maps, and the resources of their configuration.
+/// Tasks of a node come and go with tunnels; one that each pod of the burst left would be a hundred.
+const TASKS_MORE_MAX: u64 = 50;
+
+/// Fill of the nodes' kernel maps, the programs in pods, and the resources of their configuration.
 fn held(cluster: &Cluster) -> Result<Vec<String>> {
     let mut held = Vec::new();
     for node in cluster.nodes() {
         let status = cluster.node_admin(&node)?.json("/status")?;
         held.push(format!("{node} holds {} resources", status["resources"]));
+        held.push(format!("{node} has programs in {} pods", status["kernel"]["lookups"]));
         for map in status["kernel"]["maps"].as_array().into_iter().flatten() {
             // Flows come and go with connections: pods' entries are what a burst could leave.
             if OF_PODS.iter().any(|of_pods| map["map"].as_str() == Some(of_pods)) {
                 held.push(format!("{node} {} has {}", map["map"], map["entries"]));
             }
         }
-        ensure!(held.len().is_multiple_of(1 + OF_PODS.len()), "a map has another name now: {held:?}");
+        ensure!(held.len().is_multiple_of(2 + OF_PODS.len()), "a map has another name now: {held:?}");
     }
     Ok(held)
+}
+
+fn tasks(cluster: &Cluster) -> Result<Vec<u64>> {
+    let of = |node: String| {
+        let status = cluster.node_admin(&node)?.json("/status")?;
+        status["tasks_live"].as_u64().with_context(|| format!("{node} tells no tasks: {status}"))
+    };
+    cluster.nodes().into_iter().map(of).collect()
 }
 
 /// The burst's pods that the API server has, by a filter of theirs.
@@ -77,7 +89,7 @@ fn a_burst_of_pods_and_services_comes_and_goes_and_leaves_nothing() -> Result<()
     // What they still hold would be missing afterwards.
     wait_others_gone(&cluster)?;
     let shop = Shop::enrolled(&cluster, "steady")?;
-    let before = held(&cluster)?;
+    let (before, tasks_before) = (held(&cluster)?, tasks(&cluster)?);
     let mut manifests =
         "{apiVersion: v1, kind: Namespace, metadata: {name: burst, labels: {weft.dev/mesh: enabled}}}\n"
             .to_owned();
@@ -123,6 +135,12 @@ fn a_burst_of_pods_and_services_comes_and_goes_and_leaves_nothing() -> Result<()
         ensure!(left.is_empty(), "nodes still know {left:?}");
         let now = held(&cluster)?;
         ensure!(now == before, "before: {before:?}, now: {now:?}");
+        let tasks_now = tasks(&cluster)?;
+        let mut more = tasks_before.iter().zip(&tasks_now);
+        ensure!(
+            more.all(|(before, now)| *now <= before + TASKS_MORE_MAX),
+            "tasks before: {tasks_before:?}, now: {tasks_now:?}"
+        );
         Ok(())
     })?;
     shop.reach("client2", "http://server/").map(drop)

@@ -333,11 +333,6 @@ impl Running {
         Self::spawn(shop, pod, &[&["load", "--timeout-ms", "10000"], arguments].concat())
     }
 
-    /// gRPC calls of all kinds.
-    pub(crate) fn calls(shop: &Shop<'_>, pod: &str, arguments: &[&str]) -> Result<Self> {
-        Self::spawn(shop, pod, &[&["grpc"], arguments].concat())
-    }
-
     fn spawn(shop: &Shop<'_>, pod: &str, words: &[&str]) -> Result<Self> {
         let mut kubectl = shop.cluster.kubectl_command();
         kubectl.args(["-n", shop.namespace, "exec", pod, "--", "weft-echo"]).args(words);
@@ -345,7 +340,15 @@ impl Running {
         Ok(Self { child: kubectl.spawn()? })
     }
 
-    /// Waits until it ends by itself, and reads what it tells.
+    /// `weft-echo` with these words and `--until-eof`: goes on until [`Running::finish`].
+    pub(crate) fn on(shop: &Shop<'_>, pod: &str, words: &[&str]) -> Result<Self> {
+        let mut kubectl = shop.cluster.kubectl_command();
+        kubectl.args(["-n", shop.namespace, "exec", "-i", pod, "--", "weft-echo"]).args(words);
+        kubectl.arg("--until-eof").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        Ok(Self { child: kubectl.spawn()? })
+    }
+
+    /// Waits until it ends, by itself or because its input does, and reads what it tells.
     pub(crate) fn finish(self) -> Result<Value> {
         let output = self.child.wait_with_output()?;
         let told = String::from_utf8_lossy(&output.stdout);

@@ -32,11 +32,15 @@ fn a_route_applied_under_load_takes_effect_without_a_failed_request() -> Result<
     let shop = Shop::enrolled(&cluster, "route")?;
     shop.apply("{apiVersion: v1, kind: Service, metadata: {name: first, namespace: @NS@}, spec: {selector: {app: server, apps.kubernetes.io/pod-index: '0'}, ports: [{name: http, port: 80, targetPort: http, appProtocol: http}]}}")?;
     wait::until(CHANGE_WAIT_MAX, || shop.reach("client1", "http://first/").map(drop))?;
-    let load = Running::start(
+    let load = Running::on(
         &shop,
         "client1",
-        &["--url", "http://server/", "--rate", "50", "--requests", "600", "--connections", "2"],
+        &["load", "--url", "http://server/", "--rate", "50", "--connections", "2"],
     )?;
+    // Asks twice meanwhile, by which time the load has begun.
+    for _ in 0..2 {
+        shop.reach("client2", "http://server/")?;
+    }
     shop.apply(
         "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: to-first, namespace: @NS@}, spec: {parentRefs: [{group: '', kind: Service, name: server}],
           rules: [{backendRefs: [{name: first, port: 80}]}]}}",
@@ -47,7 +51,7 @@ fn a_route_applied_under_load_takes_effect_without_a_failed_request() -> Result<
         Ok(())
     })?;
     let told = load.finish()?;
-    ensure!(told["failed"] == 0 && told["ok"] == 600, "{told}");
+    ensure!(told["failed"] == 0 && told["ok"].as_u64() > Some(0), "{told}");
     Ok(())
 }
 
