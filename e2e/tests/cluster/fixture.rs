@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Deref;
+use std::process::Stdio;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -330,21 +331,19 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(shop: &Shop<'_>, pod: &str, arguments: &[&str]) -> Result<Self> {
-        Self::spawn(shop, pod, &[&["load", "--timeout-ms", "10000"], arguments].concat())
-    }
-
-    fn spawn(shop: &Shop<'_>, pod: &str, words: &[&str]) -> Result<Self> {
-        let mut kubectl = shop.cluster.kubectl_command();
-        kubectl.args(["-n", shop.namespace, "exec", pod, "--", "weft-echo"]).args(words);
-        kubectl.stdout(std::process::Stdio::piped());
-        Ok(Self { child: kubectl.spawn()? })
+        let exec = ["exec", pod, "--", "weft-echo", "load", "--timeout-ms", "10000"];
+        Self::spawn(shop, &[&exec, arguments].concat(), Stdio::null())
     }
 
     /// `weft-echo` with these words and `--until-eof`: goes on until [`Running::finish`].
     pub(crate) fn on(shop: &Shop<'_>, pod: &str, words: &[&str]) -> Result<Self> {
+        let exec = ["exec", "-i", pod, "--", "weft-echo"];
+        Self::spawn(shop, &[&exec, words, &["--until-eof"]].concat(), Stdio::piped())
+    }
+
+    fn spawn(shop: &Shop<'_>, words: &[&str], input: Stdio) -> Result<Self> {
         let mut kubectl = shop.cluster.kubectl_command();
-        kubectl.args(["-n", shop.namespace, "exec", "-i", pod, "--", "weft-echo"]).args(words);
-        kubectl.arg("--until-eof").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        kubectl.args(["-n", shop.namespace]).args(words).stdin(input).stdout(Stdio::piped());
         Ok(Self { child: kubectl.spawn()? })
     }
 
